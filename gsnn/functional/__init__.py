@@ -1,0 +1,1 @@
+"""Pure functions without state: the mathematics that the classes of the other layers stand on."""

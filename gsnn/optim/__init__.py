@@ -1,0 +1,1 @@
+"""Inference of missing function -> function edges from a trained or training model."""

@@ -1,0 +1,1 @@
+"""Data with a known truth: sampling from graphs, and ready-made scenarios."""
