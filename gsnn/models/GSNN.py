@@ -1,0 +1,388 @@
+"""The Graph Structured Neural Network (Evans et al. 2024, doi 10.1101/2024.02.28.582164)."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint as recompute
+
+from gsnn.functional.plan import Plan
+from gsnn.graph import EDGE_TYPES, HeteroGraph
+from gsnn.models.norms import NORMS, NodeNorm
+from gsnn.models.ResBlock import NodeMLP, ResBlock
+from gsnn.models.SparseLinear import INITS, SparseLinear
+
+AGGREGATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "sum": lambda stacked: stacked.sum(1),
+    "mean": lambda stacked: stacked.mean(1),
+    "max": lambda stacked: stacked.amax(1),
+    "last": lambda stacked: stacked[:, -1],
+    "all": lambda stacked: stacked,
+}
+
+
+class GSNN(torch.nn.Module):
+    """A feed-forward network wired by a directed graph, its state one scalar per edge and sample.
+
+    Each function node is a small network of its own: its incoming edges -> C channels -> its
+    outgoing edges. L blocks move information L hops, so the graph may contain cycles.
+
+    Args:
+        edge_index_dict: ``{('input', 'to', 'function'), ('function', 'to', 'function'),
+            ('function', 'to', 'output')}`` -> (2, n) integer tensor.
+        node_names_dict: ``{'input', 'function', 'output'}`` -> list of str.
+        channels: C, hidden values per function node.
+        layers: L, residual blocks.
+        dropout: share of channel values dropped in training, in [0, 1).
+        nonlin: class of an element-wise nonlinearity.
+        bias: biases in both linear maps.
+        share_layers: all blocks use the same weights; each keeps its own norm and residual scalar.
+        add_function_self_edges: one self edge per function node.
+        norm: ``layer``, ``rms``, ``softmax``, ``groupbatch``, ``batch`` or ``none``; see
+            :class:`gsnn.models.norms.NodeNorm`.
+        init: initialisation of the weights; see :class:`gsnn.models.SparseLinear.SparseLinear`.
+        checkpoint: recompute activations in the backward pass instead of keeping them.
+        residual: each block adds ``relu(r) x``, and the last state is divided by sqrt(L).
+        norm_first: norm before the nonlinearity, or after.
+        node_mlp: a two-layer network on each node's channels, the same for all nodes.
+        node_mlp_hidden: its hidden width.
+        learn_residual: r is learnt, one scalar per block, initially 1; otherwise it stays 1.
+        affine: the norm learns one scale and shift per node.
+
+    Attributes:
+        graph: the checked :class:`gsnn.graph.HeteroGraph`.
+        config: the constructor's arguments but for the graph.
+        edge_index: (2, E) flat edges; nodes ordered function, input, output; edges function ->
+            function, input -> function, function -> output, then the self edges.
+        num_nodes, homo_names: number and names of the flat nodes.
+        input_node_mask, output_node_mask: (num_nodes,) bool.
+        function_edge_mask, input_edge_mask, output_edge_mask: (E,) bool; self edges are function edges.
+        ResBlocks: the L blocks, :class:`gsnn.models.ResBlock.ResBlock`.
+
+    Raises:
+        ValueError: an argument out of its range, or a malformed graph.
+        TypeError: an argument of the wrong type.
+    """
+
+    edge_index: torch.Tensor
+    input_node_mask: torch.Tensor
+    output_node_mask: torch.Tensor
+    function_edge_mask: torch.Tensor
+    input_edge_mask: torch.Tensor
+    output_edge_mask: torch.Tensor
+
+    def __init__(
+        self,
+        edge_index_dict: Mapping[tuple[str, str, str], torch.Tensor],
+        node_names_dict: Mapping[str, Sequence[str]],
+        channels: int,
+        layers: int,
+        dropout: float = 0.0,
+        nonlin: Callable[[], torch.nn.Module] = torch.nn.ELU,
+        bias: bool = True,
+        share_layers: bool = True,
+        add_function_self_edges: bool = True,
+        norm: str = "layer",
+        init: str = "degree_normalized",
+        checkpoint: bool = False,
+        residual: bool = True,
+        norm_first: bool = True,
+        node_mlp: bool = False,
+        node_mlp_hidden: int = 16,
+        learn_residual: bool = True,
+        affine: bool = True,
+    ) -> None:
+        super().__init__()
+        for name, number in (
+            ("channels", channels),
+            ("layers", layers),
+            ("node_mlp_hidden", node_mlp_hidden),
+        ):
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise ValueError(f"{name} must be a positive int, got {number!r}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")
+        if norm not in NORMS:
+            raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
+        if init not in INITS:
+            raise ValueError(f"init must be one of {', '.join(INITS)}, got {init!r}")
+        if not callable(nonlin) or isinstance(nonlin, torch.nn.Module):
+            raise TypeError(f"nonlin must be a module class such as torch.nn.ELU, got {nonlin!r}")
+        self.config: dict[str, Any] = {
+            "channels": channels,
+            "layers": layers,
+            "dropout": dropout,
+            "nonlin": nonlin,
+            "bias": bias,
+            "share_layers": share_layers,
+            "add_function_self_edges": add_function_self_edges,
+            "norm": norm,
+            "init": init,
+            "checkpoint": checkpoint,
+            "residual": residual,
+            "norm_first": norm_first,
+            "node_mlp": node_mlp,
+            "node_mlp_hidden": node_mlp_hidden,
+            "learn_residual": learn_residual,
+            "affine": affine,
+        }
+        self.graph = HeteroGraph(edge_index_dict, node_names_dict, warn=False)
+        self.channels = channels
+        self.layers = layers
+        self.norm = norm
+        self.checkpoint = checkpoint
+        self.residual = residual
+
+        names = self.graph.node_names_dict
+        n_function, n_input, n_output = (len(names[kind]) for kind in ("function", "input", "output"))
+        self.homo_names = [*names["function"], *names["input"], *names["output"]]
+        self.num_nodes = len(self.homo_names)
+        edge_index = self._flat_edges(n_function, n_input, add_function_self_edges)
+        self._register_masks(edge_index, n_function, n_input)
+        self.plan = Plan(edge_index, n_function, n_input, n_output)
+
+        source, target = edge_index
+        channel = torch.arange(channels)
+        n_channels, n_edges = n_function * channels, edge_index.shape[1]
+
+        def pattern(edges: torch.Tensor, nodes: torch.Tensor, into: bool) -> torch.Tensor:
+            edge_of = edges.repeat_interleave(channels)
+            channel_of = (nodes[edges].unsqueeze(1) * channels + channel).flatten()
+            return torch.stack([edge_of, channel_of] if into else [channel_of, edge_of])
+
+        # One tensor for all blocks: the pattern is the same in each.
+        in_pattern = pattern(self.plan.in_edges, target, into=True)
+        out_pattern = pattern(self.plan.out_edges, source, into=False)
+        channel_groups = torch.arange(n_function).repeat_interleave(channels)
+
+        blocks: list[ResBlock] = []
+        for _ in range(layers):
+            if blocks and share_layers:
+                lin_in, lin_out, mlp = blocks[0].lin_in, blocks[0].lin_out, blocks[0].node_mlp
+            else:
+                lin_in = SparseLinear(in_pattern, (n_edges, n_channels), bias, init)
+                lin_out = SparseLinear(out_pattern, (n_channels, n_edges), bias, init)
+                mlp = NodeMLP(channels, node_mlp_hidden, nonlin, dropout) if node_mlp else None
+            blocks.append(
+                ResBlock(
+                    lin_in,
+                    lin_out,
+                    NodeNorm(norm, n_function, channels, affine),
+                    nonlin,
+                    mlp,
+                    dropout,
+                    norm_first,
+                    residual,
+                    learn_residual,
+                    channel_groups,
+                )
+            )
+        self.ResBlocks = torch.nn.ModuleList(blocks)
+
+    def _flat_edges(self, n_function: int, n_input: int, self_edges: bool) -> torch.Tensor:
+        offset = {"function": 0, "input": n_function, "output": n_function + n_input}
+        parts = [
+            self.graph.edge_index_dict[kind].cpu() + torch.tensor([[offset[kind[0]]], [offset[kind[2]]]])
+            for kind in EDGE_TYPES
+        ]
+        if self_edges:
+            parts.append(torch.arange(n_function).repeat(2, 1))
+        return torch.cat(parts, dim=1)
+
+    def _register_masks(self, edge_index: torch.Tensor, n_function: int, n_input: int) -> None:
+        node = torch.arange(self.num_nodes)
+        source, target = edge_index
+        from_input = (source >= n_function) & (source < n_function + n_input)
+        into_output = target >= n_function + n_input
+        for name, mask in {
+            "edge_index": edge_index,
+            "input_node_mask": (node >= n_function) & (node < n_function + n_input),
+            "output_node_mask": node >= n_function + n_input,
+            "function_edge_mask": ~from_input & ~into_output,
+            "input_edge_mask": from_input,
+            "output_edge_mask": into_output,
+        }.items():
+            self.register_buffer(name, mask, persistent=False)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        node_mask: torch.Tensor | None = None,
+        edge_mask: torch.Tensor | None = None,
+        ret_edge_out: bool = False,
+        e0: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Predict the outputs.
+
+        Args:
+            x: (B, N_in), columns in the order of the input nodes, of the model's dtype.
+            node_mask: (num_nodes,) or (B, num_nodes); multiplies each function node's channels just
+                before ``lin_out``.
+            edge_mask: (E,) or (B, E); multiplies the edge state at the start and after each block.
+            ret_edge_out: return the edge state after the last block instead of the outputs.
+            e0: (E,) or (B, E), added to the initial edge state.
+
+        Returns:
+            (B, N_out), an output being the sum of its incoming edges over sqrt(its in-degree); or the
+            edge state (B, E) when ``ret_edge_out``.
+
+        Raises:
+            ValueError: a wrong shape, or NaN in x (looked for on the CPU only: on a GPU it would
+                cost a synchronisation; :func:`gsnn.train.fit` looks everywhere).
+            TypeError: x is not of the model's dtype.
+        """
+        plan = self.plan
+        self._check_input(x)
+        dtype, samples = x.dtype, x.shape[0]
+        n_edges = self.edge_index.shape[1]
+        fed = x.t().index_select(0, plan.input_of_row)
+        state = torch.cat([fed.new_zeros(plan.n_out_slots, samples), fed, fed.new_zeros(1, samples)])
+        if e0 is not None:
+            state = state + self._rows(e0, "e0", n_edges, samples, dtype, padding=0.0)
+        edge_rows = None
+        if edge_mask is not None:
+            edge_rows = self._rows(edge_mask, "edge_mask", n_edges, samples, dtype, padding=1.0)
+            state = state * edge_rows
+        node_rows = None
+        if node_mask is not None:
+            self._check_mask(node_mask, "node_mask", self.num_nodes, samples)
+            per_node = node_mask[..., : len(plan.order)].to(dtype)
+            node_rows = plan.to_nodes(per_node.reshape(-1, len(plan.order)).t()).unsqueeze(1)
+
+        for block in self.ResBlocks:
+            if self.checkpoint and torch.is_grad_enabled():
+                state = recompute(
+                    block,
+                    state,
+                    plan,
+                    node_rows,
+                    use_reentrant=False,
+                    context_fn=lambda norm=block.norm: (contextlib.nullcontext(), _frozen_statistics(norm)),
+                )
+            else:
+                state = block(state, plan, node_rows)
+            if edge_rows is not None:
+                state = state * edge_rows
+
+        depth = self.layers**-0.5 if self.residual else 1.0
+        if ret_edge_out:
+            return (state.index_select(0, plan.row_of_edge) * depth).t().contiguous()
+        return self._read(state, depth)
+
+    def _read(self, state: torch.Tensor, depth: float) -> torch.Tensor:
+        """(B, N_out): the incoming edges of each output, summed and scaled."""
+        plan = self.plan
+        rows = state.index_select(0, plan.read_rows)
+        sums = [
+            rows[bucket.rows].view(bucket.stop - bucket.start, bucket.degree, -1).sum(1)
+            if bucket.degree
+            else rows.new_zeros(bucket.stop - bucket.start, rows.shape[1])
+            for bucket in plan.read_buckets
+        ]
+        outputs = sums[0] if len(sums) == 1 else torch.cat(sums).index_select(0, plan.read_back)
+        scale = plan.read_degree.to(outputs.dtype).rsqrt() * depth
+        return (outputs.t() * scale).contiguous()
+
+    def _check_input(self, x: torch.Tensor) -> None:
+        n_input = len(self.graph.node_names_dict["input"])
+        if x.ndim != 2 or x.shape[1] != n_input:
+            raise ValueError(
+                f"x must have shape (B, {n_input}), one column per input node, got {tuple(x.shape)}"
+            )
+        dtype = self.ResBlocks[0].lin_in.values.dtype
+        if x.dtype != dtype:
+            raise TypeError(f"x must have the model's dtype {dtype}, got {x.dtype}")
+        if not torch.compiler.is_compiling() and x.device.type == "cpu" and bool(x.isnan().any()):
+            columns = x.isnan().any(0).nonzero().flatten().tolist()
+            names = [self.graph.node_names_dict["input"][column] for column in columns[:5]]
+            raise ValueError(f"x must not contain NaN, got NaN in {len(columns)} columns: {', '.join(names)}")
+
+    @staticmethod
+    def _check_mask(mask: torch.Tensor, name: str, size: int, samples: int) -> None:
+        if tuple(mask.shape) not in ((size,), (samples, size), (1, size)):
+            raise ValueError(
+                f"{name} must have shape ({size},) or ({samples}, {size}), got {tuple(mask.shape)}"
+            )
+
+    def _rows(
+        self, per_edge: torch.Tensor, name: str, n_edges: int, samples: int, dtype: torch.dtype, padding: float
+    ) -> torch.Tensor:
+        """Per-edge values as rows of the state, (R, 1) or (R, B)."""
+        self._check_mask(per_edge, name, n_edges, samples)
+        columns = per_edge.to(dtype).reshape(-1, n_edges).t()
+        filler = columns.new_full((1, columns.shape[1]), padding)
+        return torch.cat([columns, filler]).index_select(0, self.plan.edge_of_row)
+
+    @torch.no_grad()
+    def prune(self, threshold: float) -> int:
+        """Drop the weights whose magnitude is below ``threshold`` in every layer.
+
+        Args:
+            threshold: a non-negative number.
+
+        Returns:
+            How many weights of the pattern were dropped; each is gone from all layers.
+        """
+        if not threshold >= 0:
+            raise ValueError(f"threshold must be a non-negative number, got {threshold!r}")
+        dropped = 0
+        for side in ("lin_in", "lin_out"):
+            linears = list({id(getattr(b, side)): getattr(b, side) for b in self.ResBlocks}.values())
+            keep = torch.stack([linear.values.abs() >= threshold for linear in linears]).any(0)
+            for linear in linears:
+                linear.keep(keep)
+            dropped += int((~keep).sum())
+        return dropped
+
+    @torch.no_grad()
+    def get_node_activations(self, x: torch.Tensor, agg: str = "sum") -> dict[str, torch.Tensor]:
+        """Activations of the function nodes after the nonlinearity, in eval mode.
+
+        Args:
+            x: (B, N_in).
+            agg: over the layers, ``sum``, ``mean``, ``max`` or ``last``; ``all`` keeps them apart.
+
+        Returns:
+            name of function node -> (B, C), or (B, L, C) for ``all``.
+        """
+        if agg not in AGGREGATIONS:
+            raise ValueError(f"agg must be one of {', '.join(AGGREGATIONS)}, got {agg!r}")
+        with self._capturing():
+            self(x)
+            names = self.graph.node_names_dict["function"]
+            stacked = torch.stack(
+                [b._last_activation.view(len(x), len(names), self.channels) for b in self.ResBlocks], dim=1
+            )
+        result = AGGREGATIONS[agg](stacked)
+        return {name: result[..., node, :] for node, name in enumerate(names)}
+
+    @contextlib.contextmanager
+    def _capturing(self) -> Iterator[None]:
+        """Eval mode with captures on; modes, switches and captures come back as they were."""
+        kept = [
+            (b, b._store_activations, b._last_pre_norm_activation, b._last_activation) for b in self.ResBlocks
+        ]
+        modes = [(module, module.training) for module in self.modules()]
+        try:
+            self.eval()
+            for block in self.ResBlocks:
+                block._store_activations = True
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+            for block, stored, pre_norm, activation in kept:
+                block._store_activations = stored
+                block._last_pre_norm_activation = pre_norm
+                block._last_activation = activation
+
+
+@contextlib.contextmanager
+def _frozen_statistics(norm: NodeNorm) -> Iterator[None]:
+    """Keep a recomputed forward pass from counting its batch a second time."""
+    norm.updates_statistics = False
+    try:
+        yield
+    finally:
+        norm.updates_statistics = True

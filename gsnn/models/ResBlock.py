@@ -1,0 +1,138 @@
+"""One residual block: edges -> channels of the function nodes -> edges."""
+
+from collections.abc import Callable
+
+import torch
+
+from gsnn.functional.channels import elu
+from gsnn.functional.plan import Plan
+from gsnn.functional.sparse import lin_in, lin_out, permute_rows
+from gsnn.models.norms import NodeNorm
+from gsnn.models.SparseLinear import SparseLinear
+
+
+class NodeMLP(torch.nn.Sequential):
+    """Two-layer network on a node's channels, the same for all nodes; (N, C, B) -> (N, C, B)."""
+
+    def __init__(
+        self, channels: int, hidden: int, nonlin: Callable[[], torch.nn.Module], dropout: float
+    ) -> None:
+        super().__init__(
+            torch.nn.Linear(channels, hidden),
+            torch.nn.LayerNorm(hidden),
+            nonlin(),
+            torch.nn.Dropout(dropout),
+            torch.nn.Linear(hidden, channels),
+            torch.nn.Dropout(dropout),
+        )
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return super().forward(z.transpose(1, 2)).transpose(1, 2)
+
+
+class ResBlock(torch.nn.Module):
+    """``x -> lin_out(mask(mlp(dropout(nonlin(norm(lin_in(x))))))) + relu(r) x`` on the edge state.
+
+    Built by :class:`gsnn.models.GSNN.GSNN`, which shares ``lin_in``, ``lin_out`` and the node MLP
+    between blocks when asked to.
+
+    Args:
+        lin_in: weights from edges to channels.
+        lin_out: weights from channels to edges.
+        norm: normalisation of the channels.
+        nonlin: class of the nonlinearity, element-wise.
+        node_mlp: network on each node's channels, or None.
+        dropout: share of channel values dropped in training.
+        norm_first: norm before nonlinearity, or after.
+        residual: add ``relu(r) x``.
+        learn_residual: r is a parameter, else fixed at 1.
+        channel_groups: (N*C,) flat node index of each channel.
+
+    Attributes:
+        _store_activations: switch; when on, each forward keeps ``_last_pre_norm_activation`` and
+            ``_last_activation``, both (B, N*C) in the order of ``channel_groups`` and on the
+            autograd graph of the output.
+    """
+
+    channel_groups: torch.Tensor
+    residual_weight: torch.Tensor | None
+
+    def __init__(
+        self,
+        lin_in: SparseLinear,
+        lin_out: SparseLinear,
+        norm: NodeNorm,
+        nonlin: Callable[[], torch.nn.Module],
+        node_mlp: NodeMLP | None,
+        dropout: float,
+        norm_first: bool,
+        residual: bool,
+        learn_residual: bool,
+        channel_groups: torch.Tensor,
+    ) -> None:
+        super().__init__()
+        self.lin_in = lin_in
+        self.lin_out = lin_out
+        self.norm = norm
+        self.nonlin = nonlin()
+        self.dropout = torch.nn.Dropout(dropout)
+        self.node_mlp = node_mlp
+        self.norm_first = norm_first
+        if residual and learn_residual:
+            self.residual_weight = torch.nn.Parameter(torch.ones(()))
+        else:
+            self.register_buffer("residual_weight", torch.ones(()) if residual else None, persistent=False)
+        self.register_buffer("channel_groups", channel_groups, persistent=False)
+        self._store_activations = False
+        self._last_pre_norm_activation: torch.Tensor | None = None
+        self._last_activation: torch.Tensor | None = None
+
+    def forward(
+        self, state: torch.Tensor, plan: Plan, node_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Edge state (R, B) in the plan's rows -> the same.
+
+        Args:
+            state: (R, B).
+            plan: the network's plan.
+            node_mask: (N, 1, 1) or (N, 1, B) in plan order, multiplies the channels.
+        """
+        channels = self.lin_in.M // len(plan.order)
+        z = lin_in(state, self.lin_in.table(channels), self.lin_in.bias, plan)
+        if self._store_activations:
+            self._last_pre_norm_activation, z = self._capture(z, plan)
+        z = self._nonlin(self.norm(z, plan)) if self.norm_first else self.norm(self._nonlin(z), plan)
+        if self.dropout.p:
+            z = self.dropout(z)
+        if self.node_mlp is not None:
+            z = self.node_mlp(z)
+        if self._store_activations:
+            self._last_activation, z = self._capture(z, plan)
+        if node_mask is not None:
+            z = z * node_mask
+        residual = self.residual_weight
+        return lin_out(
+            z.contiguous(),
+            self.lin_out.table(channels),
+            self.lin_out.bias,
+            state if residual is not None else None,
+            residual,
+            plan,
+        )
+
+    def _nonlin(self, z: torch.Tensor) -> torch.Tensor:
+        plain = type(self.nonlin) is torch.nn.ELU and self.nonlin.alpha == 1
+        return elu(z) if plain else self.nonlin(z)
+
+    @staticmethod
+    def _capture(z: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, N*C) in given order, and z again, computed from it so that gradients pass through."""
+        if not plan.natural:
+            z = permute_rows(z, plan.rank, plan.order)
+        captured = z.flatten(0, 1).t()
+        z = captured.t().view_as(z)
+        return captured, z if plan.natural else permute_rows(z, plan.order, plan.rank)
+
+    def drop_activations(self) -> None:
+        """Forget the captured activations."""
+        self._last_pre_norm_activation = self._last_activation = None

@@ -1,0 +1,90 @@
+"""Normalisations of one function node's channels, (N, C, B) with nodes in plan order.
+
+All but ``none`` end in one scale and one shift per node when ``affine``. Parameters and running
+statistics are kept in the given order of the nodes, so that a saved model does not depend on how its
+plan laid the nodes out.
+"""
+
+import torch
+
+from gsnn.functional.channels import EPS, standardize
+from gsnn.functional.plan import Plan
+
+#: Dimensions of (N, C, B) that a norm averages over.
+_DIMS = {"layer": (1,), "rms": (1,), "groupbatch": (1, 2), "batch": (2,)}
+NORMS = ("layer", "rms", "softmax", "groupbatch", "batch", "none")
+MOMENTUM = 0.1
+
+
+class NodeNorm(torch.nn.Module):
+    """One of :data:`NORMS` over the channels of each function node.
+
+    Args:
+        kind: ``layer`` (mean and variance over the C channels of one node and sample; Ba et al.
+            2016), ``rms`` (root mean square over them; Zhang & Sennrich 2019), ``softmax`` (over
+            them), ``groupbatch`` (one mean and variance per node over batch and channels), ``batch``
+            (per channel over the batch; Ioffe & Szegedy 2015) or ``none``. The two batch norms keep
+            running statistics (momentum 0.1, unbiased variance) for eval mode.
+        n_nodes: N.
+        channels: C.
+        affine: learn one scale and one shift per node; ``none`` has neither.
+    """
+
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+
+    def __init__(self, kind: str, n_nodes: int, channels: int, affine: bool = True) -> None:
+        super().__init__()
+        self.kind = kind
+        self.updates_statistics = True
+        self.weight = self.bias = None
+        if affine and kind != "none":
+            self.weight = torch.nn.Parameter(torch.ones(n_nodes))
+            self.bias = torch.nn.Parameter(torch.zeros(n_nodes))
+        if kind in ("groupbatch", "batch"):
+            size = n_nodes if kind == "groupbatch" else n_nodes * channels
+            self.register_buffer("running_mean", torch.zeros(size))
+            self.register_buffer("running_var", torch.ones(size))
+
+    def forward(self, z: torch.Tensor, plan: Plan) -> torch.Tensor:
+        """(N, C, B) -> (N, C, B), nodes in plan order."""
+        if self.kind == "none":
+            return z
+        weight, bias = (
+            None if per_node is None else plan.to_nodes(per_node.view(-1, 1, 1))
+            for per_node in (self.weight, self.bias)
+        )
+        over_batch = self.kind in ("groupbatch", "batch")
+        if self.kind in _DIMS and (self.training or not over_batch):
+            result, scale, mean = standardize(z, weight, bias, _DIMS[self.kind], self.kind != "rms")
+            if over_batch and self.updates_statistics:
+                self._update_statistics(scale, mean, z, plan)
+            return result
+        if over_batch:
+            running_mean, running_var = (
+                plan.to_nodes(statistic.view(z.shape[0], -1, 1))
+                for statistic in (self.running_mean, self.running_var)
+            )
+            scale = (running_var + EPS).rsqrt()
+            unit = z * scale - running_mean * scale
+        else:
+            unit = torch.softmax(z, dim=1)
+        return unit if weight is None or bias is None else unit * weight + bias
+
+    @torch.no_grad()
+    def _update_statistics(
+        self, scale: torch.Tensor, mean: torch.Tensor | None, z: torch.Tensor, plan: Plan
+    ) -> None:
+        def in_given_order(statistic: torch.Tensor) -> torch.Tensor:
+            statistic = statistic if plan.natural else statistic.index_select(0, plan.rank)
+            return statistic.reshape(-1).to(self.running_mean)
+
+        assert mean is not None  # both batch norms are centred
+        count = z.numel() // mean.numel()
+        self.running_mean.lerp_(in_given_order(mean), MOMENTUM)
+        if count > 1:  # one value has no variance to learn from
+            variance = in_given_order(scale).pow(-2).sub_(EPS).clamp_(min=0)
+            self.running_var.lerp_(variance.mul_(count / (count - 1)), MOMENTUM)
+
+    def extra_repr(self) -> str:
+        return f"{self.kind!r}, affine={self.weight is not None}"

@@ -1,0 +1,375 @@
+"""Missing function -> function edges from the magnitudes that a trained model shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gsnn.functional.moments import (
+    CoMoments,
+    add_samples,
+    aggregate,
+    correlation,
+    merge,
+    partial_correlation,
+)
+from gsnn.functional.significance import benjamini_hochberg, fisher_p
+from gsnn.optim.batch_scale import BatchScale, Crit
+from gsnn.optim.captures import Captures, evaluation_mode
+from gsnn.optim.edge_table import (
+    KeptEdges,
+    check_missing,
+    check_top_k,
+    edge_table,
+    judge,
+    rank_in_targets,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_ROWS_PER_PRODUCT = 256  # samples gathered before one matrix product, so that small batches cost no more
+_BLOCK_ELEMENTS = 2**22  # values per temporary array of `evaluate`: 32 MiB
+_ORDER = {"l1": 1, "l2": 2}
+
+
+class MagnitudeEdgeInferer:
+    """Scores every pair i -> j by how the activation of i goes with the gradient at j, one layer on.
+
+    If j misses its edge from i, the loss would like z_j^(p+1) to move where i is active. Over samples,
+    then, x_i = ||z_i^p|| and y_j = ||g_j^(p+1)|| are correlated, for the P = L - 1 pairs of adjacent layers.
+    Magnitudes carry no sign: the score says that an edge would matter, not which way it acts. The p-values
+    say that two magnitudes go together, not that an edge is missing.
+
+    Parameters
+    ----------
+    model : a trained GSNN, or any module with the same captures
+    data : the graph it was built from (HeteroGraph or anything with the same two dictionaries)
+    reduction : norm over a node's C channels, 'l1' or 'l2'
+    use_pre_norm : read activations right after `lin_in`; False reads them after the nonlinearity, which is
+        possible for the norms batch, groupbatch and none
+
+    Attributes
+    ----------
+    n : samples seen since the statistics were last reset
+    N, L, n_pairs : function nodes, layers, layer pairs P
+    function_nodes : the N names
+    edges : set of (source name, target name), the kept function -> function edges
+    parents_by_target : index of each target -> sorted list of the indices of its kept sources, S_j
+
+    Raises
+    ------
+    TypeError, ValueError : what `Captures` and the graph refuse: `checkpoint=True`, one layer, no captures,
+        other function nodes than the graph's, no function -> function edge; an unknown reduction
+
+    Memory: 16 * P * N**2 bytes for the statistics. Source of GSNN: Evans et al. 2024,
+    doi 10.1101/2024.02.28.582164.
+    """
+
+    def __init__(self, model: nn.Module, data: Any, reduction: str = "l1", use_pre_norm: bool = True) -> None:
+        if reduction not in _ORDER:
+            raise ValueError(f"reduction must be 'l1' or 'l2', got {reduction!r}")
+        self.kept = KeptEdges.of(data)
+        self._captures = Captures(model, self.kept.names, use_pre_norm)
+        self.model = model
+        self.reduction = reduction
+        self.use_pre_norm = use_pre_norm
+        self.N = self._captures.N
+        self.L = self._captures.L
+        self.n_pairs = self.L - 1
+        self.function_nodes = self.kept.names
+        self.edges = self.kept.edges
+        self.parents_by_target = self.kept.parents
+        self.reset_stats()
+
+    @property
+    def n(self) -> int:
+        return 0 if self._moments is None else self._moments.n
+
+    def reset_stats(self) -> None:
+        """Forget every sample seen."""
+        self._moments: CoMoments | None = None
+        self._eps = 0.0  # coarsest machine precision among the captures read
+
+    def fit(
+        self,
+        dataloader: Iterable[Any],
+        crit: Crit | None = None,
+        device: torch.device | str | None = None,
+        verbose: bool = True,
+    ) -> int:
+        """Accumulate the statistics of every sample of `dataloader`; a second call adds to the first.
+
+        The model runs in eval mode, one forward and one backward pass per batch. Its mode, its parameters'
+        `.grad` and its captures are left as they were, also when something fails, and then the statistics
+        are too.
+
+        Parameters
+        ----------
+        dataloader : yields (x, y), x (B, N_in) and y (B, N_out) for the default loss
+        crit : loss crit(yhat, y) -> scalar. By default the squared error, averaged over outputs, where a NaN
+            in y is a missing measurement: it adds nothing, and a sample without any measurement is not
+            counted. Gradients of a loss that averages over the batch shrink with the batch, so they are
+            scaled back by B; which kind a loss is, is found once, by doubling the first batch. A loss that
+            divides by some other number (of measured values in the batch, say) is only approximately
+            independent of how the data is cut.
+        device : where to run; by default where the model is. The model returns from it afterwards.
+        verbose : show a progress bar
+
+        Returns
+        -------
+        Number of samples that this call has counted.
+
+        Raises
+        ------
+        TypeError, ValueError : a batch is no (x, y) pair, the loss is no scalar or neither a mean nor a sum
+            over samples, an activation or gradient is not finite, or there was no sample
+        """
+        from tqdm.auto import tqdm
+
+        home = _device_of(self.model)
+        away = home if device is None else torch.device(device)
+        # A first fit fills its own statistics; a later one is merged only once it has gone through.
+        seen: CoMoments | None = None
+        scale_of = BatchScale(crit)
+        with ExitStack() as stack:
+            if away != home:
+                stack.callback(self.model.to, home)
+                self.model.to(away)
+            stack.enter_context(evaluation_mode(self.model))
+            stack.enter_context(self._captures.recording())
+            stack.enter_context(torch.enable_grad())
+            waiting: list[tuple[Tensor, Tensor]] = []
+            rows = 0
+            for number, batch in enumerate(
+                tqdm(dataloader, desc="samples", disable=not verbose, leave=False)
+            ):
+                x, y = self._magnitudes(batch, away, scale_of, number)
+                if seen is None:
+                    seen = CoMoments.empty(self.n_pairs, self.N, x.device)
+                waiting.append((x, y))
+                rows += x.shape[1]
+                if rows >= _ROWS_PER_PRODUCT:
+                    _flush(seen, waiting)
+                    rows = 0
+            if seen is not None:
+                _flush(seen, waiting)
+        if seen is None or seen.n == 0:
+            raise ValueError("dataloader must yield at least one sample with a measured output, got none")
+        self._moments = seen if self._moments is None else merge([self._moments, seen])
+        return seen.n
+
+    def _magnitudes(
+        self, batch: Any, device: torch.device, scale_of: BatchScale, number: int
+    ) -> tuple[Tensor, Tensor]:
+        """x = ||z^p|| and y = ||g^(p+1)|| of one batch, both (P, B, N) in float64."""
+        inputs, target = _unpack(batch, device, _dtype_of(self.model))
+        # The captures must be on the autograd graph even if every parameter is frozen.
+        prediction = self.model(inputs.detach().requires_grad_())
+        captured = self._captures.tensors()
+        loss, keep, scale = scale_of(prediction, target)
+        needed = captured[1:]
+        if not loss.requires_grad or not all(t.requires_grad for t in needed):
+            raise ValueError(
+                "crit must return a loss that depends on the model's output, got one without a gradient"
+            )
+        grads = torch.autograd.grad(loss, needed, allow_unused=True)
+        self._eps = max(self._eps, *(torch.finfo(t.dtype).eps for t in captured))
+        x = torch.stack([self._norm(t.detach()) for t in captured[:-1]])
+        y = torch.stack(
+            [self._norm(t.new_zeros(t.shape) if g is None else g) for g, t in zip(grads, needed, strict=True)]
+        )
+        for values, kind, first_layer in ((x, "activation", 0), (y, "gradient", 1)):
+            if not bool(values.isfinite().all()):
+                pair, _, node = (~values.isfinite()).nonzero()[0].tolist()
+                where = f"function node {self.function_nodes[node]!r} in block {pair + first_layer}"
+                raise ValueError(
+                    f"the {kind} of {where} is not finite (batch {number}): check the data and the loss for "
+                    "NaN and infinity"
+                )
+        if keep is not None:
+            x, y = x[:, keep], y[:, keep]
+        return x, y * scale
+
+    def _norm(self, captured: Tensor) -> Tensor:
+        """(B, N*C) -> (B, N), in float64 so that tiny gradients neither underflow nor lose digits."""
+        if captured.device.type == "mps":  # it has no float64
+            captured = captured.cpu()
+        nodes = self._captures.by_node(captured)
+        return torch.linalg.vector_norm(nodes, _ORDER[self.reduction], dim=-1, dtype=torch.float64)
+
+    def evaluate(
+        self,
+        layer_agg: str = "mean",
+        exclude_self: bool = True,
+        score: str = "corr",
+        ridge: float = 1e-8,
+        top_k: int | None = None,
+    ) -> pd.DataFrame:
+        """Score every ordered pair of function nodes.
+
+        Parameters
+        ----------
+        layer_agg : aggregation over the P layer pairs, 'mean' or 'max' (the signed value of largest
+            magnitude); pairs without a value are left out
+        exclude_self : leave out i -> i
+        score : 'corr' is corr(x_i^p, y_j^(p+1)); 'partial' the same given x_s^p of all s in S_j, the kept
+            parents of j
+        ridge : for 'partial', added to the diagonal of the parents' correlation matrix
+        top_k : only the best k sources of each target, as the full table has them, without building the
+            table of all N**2 pairs. `q_value` is still that of the full table: the pairs that are not shown
+            were tested too.
+
+        Returns
+        -------
+        DataFrame by descending `corr`, NaN last, ties by index: `src_func, dst_func, src_idx, dst_idx, corr,
+        has_edge, [n_cond], corr_a{p}_g{p+1} for each pair, p_value, q_value`. `n_cond` = |S_j| for 'partial'.
+        A correlation is NaN where either magnitude is constant (a standard deviation of at most 8 machine
+        precisions of its root mean square), and a partial one also where i is in S_j or S_j determines
+        either side. `p_value` is one-sided (corr > 0) by Fisher's z with n - 3 - |S_j| degrees, `q_value`
+        Benjamini & Hochberg's over the rows.
+
+        Raises
+        ------
+        RuntimeError : before `fit`. ValueError : fewer than 3 samples, or an option out of its range.
+        """
+        if layer_agg not in ("mean", "max"):
+            raise ValueError(f"layer_agg must be 'mean' or 'max', got {layer_agg!r}")
+        if score not in ("corr", "partial"):
+            raise ValueError(f"score must be 'corr' or 'partial', got {score!r}")
+        if not ridge >= 0:
+            raise ValueError(f"ridge must be a non-negative number, got {ridge!r}")
+        if top_k is not None:
+            (top_k,) = check_top_k((top_k,))
+        if self._moments is None:
+            raise RuntimeError("nothing to evaluate yet: call fit(dataloader) first")
+        if self.n < 3:
+            raise ValueError(f"evaluate needs at least 3 samples, got {self.n}: call fit with more")
+
+        n_candidates = self.N - 1 if exclude_self else self.N
+        per_target = n_candidates if top_k is None else min(top_k, n_candidates)
+        parts: list[dict[str, np.ndarray]] = []
+        tests: list[np.ndarray] = []
+        for targets, parents in self._blocks(score):
+            r = self._correlations(targets, parents, ridge)  # (P, N, T)
+            best = aggregate(r, layer_agg).cpu().numpy()  # (N, T)
+            p = fisher_p(best, self.n, parents.shape[1])
+            target = targets.cpu().numpy()
+            if exclude_self:
+                p[target, np.arange(len(target))] = np.nan  # no row, so no test
+            if top_k is None:
+                source = np.broadcast_to(np.arange(per_target)[:, None], (per_target, len(target)))
+                source = source + (exclude_self & (source >= target))  # skips the target itself
+            else:
+                tests.append(p[~np.isnan(p)])
+                key = np.where(np.isnan(best), np.inf, -best)  # pairs without a value come last
+                if exclude_self:
+                    key[target, np.arange(len(target))] = np.nan  # and self, which is no pair, after them
+                source = np.argsort(key, axis=0, kind="stable")[:per_target]
+            part = {
+                "source": source,
+                "target": np.broadcast_to(target, source.shape),
+                "corr": np.take_along_axis(best, source, 0),
+            }
+            if score == "partial":
+                part["n_cond"] = np.full(source.shape, parents.shape[1])
+            for pair, values in enumerate(r.cpu().numpy()):
+                part[f"corr_a{pair}_g{pair + 1}"] = np.take_along_axis(values, source, 0)
+            part["p_value"] = np.take_along_axis(p, source, 0)
+            parts.append({name: values.ravel() for name, values in part.items()})
+        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        family = columns["p_value"] if top_k is None else np.concatenate(tests)
+        columns["q_value"] = benjamini_hochberg(columns["p_value"], family)
+        return edge_table(self.kept, columns.pop("source"), columns.pop("target"), "corr", columns)
+
+    def _blocks(self, score: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Targets (T,) and what they are conditioned on (T, k), in blocks that bound temporary arrays."""
+        assert self._moments is not None
+        device = self._moments.mean_x.device
+        by_count: dict[int, list[int]] = {}
+        for target, parents in self.parents_by_target.items():
+            by_count.setdefault(len(parents) if score == "partial" else 0, []).append(target)
+        for count, targets in sorted(by_count.items()):
+            step = max(1, _BLOCK_ELEMENTS // (self.N * max(self.n_pairs, count)))
+            for start in range(0, len(targets), step):
+                block = targets[start : start + step]
+                given = [self.parents_by_target[j][:count] for j in block]
+                yield (
+                    torch.tensor(block, device=device),
+                    torch.tensor(given, dtype=torch.long, device=device).reshape(len(block), count),
+                )
+
+    def _correlations(self, targets: Tensor, parents: Tensor, ridge: float) -> Tensor:
+        assert self._moments is not None
+        if parents.shape[1] == 0:
+            return correlation(self._moments, targets, self._eps)
+        return partial_correlation(self._moments, targets, parents, ridge, self._eps)
+
+    def evaluate_against(
+        self,
+        positive_edges: Iterable[Any],
+        *,
+        top_k: Iterable[int] = (1, 3, 5),
+        filtered: bool = False,
+        layer_agg: str = "mean",
+        score: str = "corr",
+        ridge: float = 1e-8,
+    ) -> dict[str, Any]:
+        """How well the table finds `positive_edges`, (source name, target name) pairs missing from the graph.
+
+        Returns a dict: `auc` and `average_precision` of the positives against all other pairs that are
+        neither kept edges nor self (`n_negatives`), then `n_positives`, `mrr` and `top@k` of the rank of each
+        source among all sources of its target: raw, or `filtered` of the target's other known sources.
+        `layer_agg`, `score` and `ridge` as in `evaluate`.
+        """
+        pairs = check_missing(positive_edges, self.kept)
+        ks = check_top_k(top_k)
+        res = self.evaluate(layer_agg=layer_agg, score=score, ridge=ridge)
+        return judge(res, self.kept, pairs, "corr", ks, filtered)
+
+    @staticmethod
+    def evaluate_target_ranking(
+        res: pd.DataFrame,
+        positive_edges: Iterable[Any],
+        score_col: str = "corr",
+        top_k: Iterable[int] = (1, 3, 5),
+        filtered: bool = False,
+    ) -> tuple[pd.DataFrame, dict[str, Any]]:
+        """Rank of each positive edge's source among all sources of its target: (detail, summary).
+
+        See :func:`gsnn.optim.edge_table.rank_in_targets`.
+        """
+        return rank_in_targets(res, positive_edges, score_col, top_k, filtered)
+
+
+def _flush(state: CoMoments, waiting: list[tuple[Tensor, Tensor]]) -> None:
+    if waiting:
+        add_samples(state, torch.cat([x for x, _ in waiting], 1), torch.cat([y for _, y in waiting], 1))
+        waiting.clear()
+
+
+def _unpack(batch: Any, device: torch.device, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
+    """The (x, y) of a batch on `device`, floating point ones in the model's dtype."""
+    parts = tuple(batch)[:2] if isinstance(batch, (tuple, list)) else ()
+    if len(parts) < 2 or not all(isinstance(part, Tensor) for part in parts):
+        got = f"a {type(batch).__name__}"
+        if isinstance(batch, (tuple, list)):
+            got += f" of {', '.join(type(part).__name__ for part in batch) or 'nothing'}"
+        raise TypeError(f"dataloader must yield (x, y) pairs of tensors, got {got}")
+    x, y = (part.to(device, dtype if part.is_floating_point() else None) for part in parts)
+    return x, y
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def _dtype_of(model: nn.Module) -> torch.dtype | None:
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)

@@ -1,0 +1,252 @@
+"""What all edge inferers share: the kept edges, the table of scored pairs, and how it is judged.
+
+A table has one row per ordered pair (source, target) of function nodes, best score first, with columns
+`src_func, dst_func, src_idx, dst_idx, <score>, has_edge, ..., p_value, q_value`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gsnn.functional.ranking import auc, average_precision, hits, mrr, ranks
+from gsnn.graph import EDGE_TYPES, as_graph, some_names
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Pair = tuple[str, str]
+Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class KeptEdges:
+    """The function nodes of a graph and the edges between them that it kept.
+
+    Attributes
+    ----------
+    names : the N function nodes
+    index : (2, E) source and target of each kept function -> function edge
+    edges : the same as a set of name pairs
+    parents : index of each target -> sorted indices of its kept sources (its S_j)
+    """
+
+    names: list[str]
+    index: Index
+    edges: set[Pair] = field(repr=False)
+    parents: dict[int, list[int]] = field(repr=False)
+
+    @classmethod
+    def of(cls, data: Any) -> KeptEdges:
+        """From a graph container; an error if it has no function -> function edge."""
+        graph = as_graph(data, warn=False)
+        names = list(graph.node_names_dict["function"])
+        index = graph.edge_index_dict[EDGE_TYPES[0]].cpu().numpy()
+        if index.shape[1] == 0:
+            raise ValueError(
+                "data must have at least one function -> function edge, got none: without one, nothing "
+                "that a function node shows can depend on another"
+            )
+        parents: dict[int, list[int]] = {j: [] for j in range(len(names))}
+        for source, target in sorted(index.T.tolist()):
+            parents[target].append(source)
+        return cls(names, index, {(names[i], names[j]) for i, j in index.T.tolist()}, parents)
+
+    @cached_property
+    def mask(self) -> NDArray[np.bool_]:
+        """(N, N) bool, True at [source, target] of each kept edge."""
+        out = np.zeros((len(self.names), len(self.names)), dtype=bool)
+        out[self.index[0], self.index[1]] = True
+        return out
+
+
+def all_pairs(n: int, exclude_self: bool) -> tuple[Index, Index]:
+    """Sources and targets of all ordered pairs of n nodes, source by source."""
+    source, target = (part.ravel() for part in np.indices((n, n), dtype=np.int64))
+    if exclude_self:
+        keep = source != target
+        return source[keep], target[keep]
+    return source, target
+
+
+def edge_table(
+    kept: KeptEdges, source: Index, target: Index, score_col: str, columns: Mapping[str, NDArray[Any]]
+) -> pd.DataFrame:
+    """The table of the pairs (`source`, `target`), in the order that every inferer returns.
+
+    Rows come by descending score, NaN last, ties by source and then target index. `columns` maps column
+    name -> (rows,) values and must hold `score_col`, which goes before `has_edge`; the others follow it.
+    """
+    import pandas as pd
+
+    n = len(kept.names)
+    order = np.lexsort((source * n + target, -columns[score_col]))
+    source, target = source[order], target[order]
+    names = np.array(kept.names, dtype=object)
+    table = {
+        "src_func": names[source],
+        "dst_func": names[target],
+        "src_idx": source,
+        "dst_idx": target,
+        score_col: columns[score_col][order],
+        "has_edge": kept.mask[source, target],
+    }
+    table.update({name: values[order] for name, values in columns.items() if name != score_col})
+    return pd.DataFrame(table)
+
+
+def check_edges(edges: Iterable[Any], names: Iterable[str], argument: str = "positive_edges") -> list[Pair]:
+    """`edges` as a list of (source name, target name); an error where they are not pairs of known nodes."""
+    if isinstance(edges, (str, bytes)) or not isinstance(edges, Iterable):
+        raise TypeError(f"{argument} must be (source, target) name pairs, got {edges!r}")
+    pairs: list[Pair] = []
+    for edge in edges:
+        if isinstance(edge, str) or not isinstance(edge, Iterable) or len(tuple(edge)) != 2:
+            raise TypeError(f"{argument} must be (source, target) name pairs, got the item {edge!r}")
+        source, target = edge
+        pairs.append((str(source), str(target)))
+    if not pairs:
+        raise ValueError(f"{argument} must hold at least one edge, got none")
+    if len(set(pairs)) < len(pairs):
+        twice = next(pair for k, pair in enumerate(pairs) if pair in pairs[:k])
+        raise ValueError(f"{argument} must hold each edge once, got {twice} twice")
+    known = set(names)
+    unknown = sorted({name for pair in pairs for name in pair} - known)
+    if unknown:
+        raise ValueError(
+            f"{argument} must name function nodes, got {len(unknown)} unknown: {some_names(unknown)}"
+        )
+    return pairs
+
+
+def check_missing(edges: Iterable[Any], kept: KeptEdges, argument: str = "positive_edges") -> list[Pair]:
+    """`check_edges`, and that each edge joins two nodes and is missing from the graph."""
+    pairs = check_edges(edges, kept.names, argument)
+    bad = [pair for pair in pairs if pair in kept.edges]
+    if bad:
+        raise ValueError(
+            f"{argument} must be missing from the graph, got {len(bad)} kept edges: {some_names(bad)}"
+        )
+    loops = [pair for pair in pairs if pair[0] == pair[1]]
+    if loops:
+        raise ValueError(f"{argument} must join two nodes, got self edges: {some_names(loops)}")
+    return pairs
+
+
+def check_top_k(top_k: Iterable[int]) -> tuple[int, ...]:
+    """`top_k` as a tuple of positive ints."""
+    ks = tuple(top_k) if isinstance(top_k, Iterable) else (top_k,)
+    if not ks or any(isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1 for k in ks):
+        raise ValueError(f"top_k must be positive ints, got {top_k!r}")
+    return ks
+
+
+def rank_in_targets(
+    res: pd.DataFrame,
+    positive_edges: Iterable[Any],
+    score_col: str,
+    top_k: Iterable[int] = (1, 3, 5),
+    filtered: bool = False,
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Rank of each positive edge's source among all sources that `res` lists for its target.
+
+    Parameters
+    ----------
+    res : a table as every inferer returns it; only `src_func`, `dst_func` and `score_col` are needed
+    positive_edges : (source name, target name) pairs
+    score_col : the column to rank by, larger is better
+    top_k : the k of the reported top@k
+    filtered : leave the target's other known sources (kept edges, so `has_edge` is needed, and other
+        positive edges) out of the competition. By default the rank is raw: they compete.
+
+    Returns
+    -------
+    detail : one row per positive edge, in the given order: `src_func, dst_func, <score_col>, rank,
+        n_candidates, reciprocal_rank, top@k...`. Ties get the mean of the best and the worst rank they
+        could have; a missing score comes last.
+    summary : `n_positives`, `mrr` and `top@k` (the share of positives with rank <= k)
+    """
+    import pandas as pd
+
+    ks = check_top_k(top_k)
+    needed = ["src_func", "dst_func", score_col, *(["has_edge"] if filtered else [])]
+    absent = [name for name in needed if name not in res.columns]
+    if absent:
+        raise ValueError(f"res must have the column {absent[0]!r}, got {', '.join(map(str, res.columns))}")
+    known_names = set(res["src_func"].unique()) | set(res["dst_func"].unique())
+    pairs = check_edges(positive_edges, known_names)
+    positives: dict[str, list[str]] = {}
+    for source, target in pairs:
+        positives.setdefault(target, []).append(source)
+    rows: dict[Pair, tuple[float, float, int]] = {}
+    candidates = res.loc[res["dst_func"].isin(list(positives)), needed]
+    for name, group in candidates.groupby("dst_func", sort=False):
+        target = str(name)
+        found = pd.Index(group["src_func"]).get_indexer(positives[target])
+        wanted = [(s, at) for s, at in zip(positives[target], found, strict=True) if at >= 0]
+        if not wanted:
+            continue
+        at = np.array([position for _, position in wanted])
+        values = group[score_col].to_numpy(dtype=np.float64)
+        scores = np.broadcast_to(values, (len(at), len(values)))
+        known = None
+        if filtered:
+            true = group["has_edge"].to_numpy(dtype=bool).copy()
+            true[at] = True
+            known = np.broadcast_to(true, scores.shape)
+        competing = len(values) if known is None else int((~known[0]).sum()) + 1
+        for (source, position), rank in zip(wanted, ranks(scores, at, known), strict=True):
+            rows[source, target] = (float(values[position]), float(rank), competing)
+    lost = [pair for pair in pairs if pair not in rows]
+    if lost:
+        raise ValueError(
+            f"positive_edges must be among the rows of res, got {len(lost)} that are not: {some_names(lost)}"
+        )
+    detail = pd.DataFrame(
+        [(*pair, *rows[pair]) for pair in pairs],
+        columns=["src_func", "dst_func", score_col, "rank", "n_candidates"],
+    )
+    detail["reciprocal_rank"] = 1.0 / detail["rank"]
+    summary: dict[str, Any] = {"n_positives": len(pairs), "mrr": mrr(detail["rank"])}
+    for k in ks:
+        detail[f"top@{k}"] = detail["rank"] <= k
+        summary[f"top@{k}"] = hits(detail["rank"], k)
+    return detail, summary
+
+
+def judge(
+    res: pd.DataFrame,
+    kept: KeptEdges,
+    positive_edges: Iterable[Any],
+    score_col: str,
+    top_k: Sequence[int] = (1, 3, 5),
+    filtered: bool = False,
+) -> dict[str, Any]:
+    """How well the full table `res` finds `positive_edges`, none of which may be a kept edge.
+
+    `auc` and `average_precision` are of the positives against every other pair that is neither a kept edge
+    nor self (`n_negatives` of them); `n_positives`, `mrr` and `top@k` as in `rank_in_targets`.
+    """
+    pairs = check_missing(positive_edges, kept)
+    number = {name: k for k, name in enumerate(kept.names)}
+    positive = np.zeros_like(kept.mask)
+    for source, target in pairs:
+        positive[number[source], number[target]] = True
+    src, dst = res["src_idx"].to_numpy(), res["dst_idx"].to_numpy()
+    labels = positive[src, dst]
+    pool = (src != dst) & ~kept.mask[src, dst]
+    _, summary = rank_in_targets(res, pairs, score_col, top_k, filtered)
+    if pool.sum() == len(pairs):
+        raise ValueError("positive_edges must leave at least one missing pair as a negative, got them all")
+    scores = res[score_col].to_numpy(dtype=np.float64)[pool]
+    return {
+        "auc": auc(scores, labels[pool]),
+        "average_precision": average_precision(scores, labels[pool]),
+        "n_negatives": int(pool.sum()) - len(pairs),
+        **summary,
+    }
