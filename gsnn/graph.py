@@ -1,8 +1,7 @@
 """The graph container that every layer of the package shares.
 
-A graph has three node types and three edge types. Input nodes only feed values in, output nodes only
-read them, and everything between is a function node. :class:`HeteroGraph` checks all of this once, when
-it is built; whoever receives one may trust it.
+Input nodes only feed values in, output nodes only read them, and everything between is a function node.
+:class:`HeteroGraph` checks itself once, when it is built; whoever receives one may trust it.
 """
 
 from __future__ import annotations
@@ -154,11 +153,8 @@ class HeteroGraph:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Copies and unpickled graphs are built, hence checked, like any other; their warning was given once.
-        return partial(HeteroGraph, warn=False), (
-            dict(self._edge_index),
-            {kind: list(names) for kind, names in self._node_names.items()},
-            None if self._edge_weight is None else dict(self._edge_weight),
-        )
+        names = {kind: list(names) for kind, names in self._node_names.items()}
+        return partial(HeteroGraph, warn=False), (self._edge_index, names, self._edge_weight)
 
     def __eq__(self, other: object) -> bool:
         """Same names, edges and weights in the same order, whatever the device and float dtype."""
@@ -168,13 +164,11 @@ class HeteroGraph:
             other._edge_weight is None
         ):
             return False
-        pairs = [(self._edge_index, other._edge_index)]
-        if self._edge_weight is not None and other._edge_weight is not None:
-            pairs.append((self._edge_weight, other._edge_weight))
+        pairs = ((self._edge_index, other._edge_index), (self._edge_weight or {}, other._edge_weight or {}))
         return all(
             np.array_equal(_host(mine[etype]), _host(theirs[etype]))
             for mine, theirs in pairs
-            for etype in EDGE_TYPES
+            for etype in mine
         )
 
     def __hash__(self) -> int:

@@ -1,7 +1,7 @@
 """Conversions between :class:`gsnn.graph.HeteroGraph` and tables, networkx and torch_geometric.
 
 All of them keep the order of nodes and edges, and the weights or their absence, so that going there and
-back gives an equal graph.
+back gives an equal graph (but for a graph with no edge at all, which has no weights afterwards).
 """
 
 from __future__ import annotations
@@ -234,9 +234,9 @@ def to_pyg(graph: HeteroGraph) -> Any:
     return data
 
 
-def _as_weight(values: list[Any]) -> torch.Tensor:
-    # Python floats have 53 bits: float32 only where nothing is lost, so that weights come back as they were.
-    exact = torch.tensor(values, dtype=torch.float64)
+def _as_weight(values: Any) -> torch.Tensor:
+    # float32 only where nothing is lost, so that weights come back as they were.
+    exact = torch.as_tensor(values, dtype=torch.float64)
     short = exact.to(torch.float32)
     return short if torch.equal(short.to(torch.float64), exact) else exact
 
@@ -269,6 +269,7 @@ def _from_table(
         bad = np.flatnonzero(mask)
         if bad.size:
             value = table[column].iloc[int(bad[0])]
+            value = value.item() if isinstance(value, np.generic) else value
             raise ValueError(
                 f"{where}, {row_name(int(bad[0]))}, column {column!r}: must be {expected}, got {value!r}"
             )
@@ -308,16 +309,7 @@ def _from_table(
         weight[etype] = values[chosen] if weight_column is not None else values
     if weight_column is None:
         return HeteroGraph(index, names, warn=warn)
-    narrow = _weight_dtype(table[weight_column], values)
-    return HeteroGraph(
-        index, names, {e: torch.from_numpy(w.astype(narrow)) for e, w in weight.items()}, warn=warn
-    )
-
-
-def _weight_dtype(column: pd.Series, values: np.ndarray) -> type[np.floating[Any]]:
-    if column.dtype == np.float32 or np.array_equal(values.astype(np.float32), values):
-        return np.float32
-    return np.float64
+    return HeteroGraph(index, names, {e: _as_weight(w) for e, w in weight.items()}, warn=warn)
 
 
 def _inferred_kinds(

@@ -23,9 +23,9 @@ import torch
 from safetensors.torch import save_file
 
 import gsnn
+from gsnn.arrays import Scaling, scaling_of, set_scaling
 from gsnn.graph import EDGE_TYPES, NODE_TYPES, HeteroGraph
 from gsnn.models.GSNN import GSNN
-from gsnn.train import Scaling
 
 #: Raised when files of this version can no longer be read by older code.
 FORMAT_VERSION = 1
@@ -52,18 +52,24 @@ def save(
     if not isinstance(model, GSNN):
         raise TypeError(f"model must be a GSNN, got {type(model).__name__}")
     path = Path(path)
-    scaling = getattr(model, "scaling", None) if scaling is None else scaling
+    scaling = scaling_of(model) if scaling is None else scaling
     tensors, ties = _untied(model.state_dict())
     edge_index = model.graph.edge_index_dict
     weight = model.graph.edge_weight_dict
     header = {
         "format_version": FORMAT_VERSION,
-        "versions": {"gsnn": gsnn.__version__, "torch": torch.__version__, "safetensors": _version("safetensors")},
+        "versions": {
+            "gsnn": gsnn.__version__,
+            "torch": torch.__version__,
+            "safetensors": _version("safetensors"),
+        },
         "config": {**model.config, "nonlin": _nonlin_name(model.config["nonlin"])},
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "node_names": {kind: list(model.graph.node_names_dict[kind]) for kind in NODE_TYPES},
         "edge_index": {"->".join(e[::2]): edge_index[e].tolist() for e in EDGE_TYPES},
-        "edge_weight": None if weight is None else {"->".join(e[::2]): weight[e].tolist() for e in EDGE_TYPES},
+        "edge_weight": None
+        if weight is None
+        else {"->".join(e[::2]): weight[e].tolist() for e in EDGE_TYPES},
         "ties": ties,
         "scaling": None if scaling is None else scaling.to_dict(),
         "extra": dict(extra or {}),
@@ -91,7 +97,10 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str | None = No
     etypes = {"->".join(e[::2]): e for e in EDGE_TYPES}
     weight = header["edge_weight"]
     graph = HeteroGraph(
-        {etypes[k]: torch.tensor(v, dtype=torch.int64).reshape(2, -1) for k, v in header["edge_index"].items()},
+        {
+            etypes[k]: torch.tensor(v, dtype=torch.int64).reshape(2, -1)
+            for k, v in header["edge_index"].items()
+        },
         header["node_names"],
         None if weight is None else {etypes[k]: torch.tensor(v) for k, v in weight.items()},
         warn=False,
@@ -101,7 +110,7 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str | None = No
         model = GSNN(graph.edge_index_dict, graph.node_names_dict, **config)
     model.to(getattr(torch, header["dtype"]))
     model.load_state_dict(state)
-    model.scaling = None if header["scaling"] is None else Scaling.from_dict(header["scaling"])
+    set_scaling(model, None if header["scaling"] is None else Scaling.from_dict(header["scaling"]))
     return model.to(device).eval() if device is not None else model.eval()
 
 
@@ -148,9 +157,13 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, torch
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as err:
-        raise ValueError(f"{path} is not a whole safetensors file ({err}): truncated, or another kind of file") from None
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({err}): truncated, or another kind of file"
+        ) from None
     if "gsnn" not in metadata:
-        raise ValueError(f"{path} is a safetensors file, but not one that gsnn.save wrote: it has no gsnn header")
+        raise ValueError(
+            f"{path} is a safetensors file, but not one that gsnn.save wrote: it has no gsnn header"
+        )
     try:
         header = json.loads(metadata["gsnn"])
         written = header["format_version"]
@@ -199,7 +212,7 @@ def _nonlin_name(nonlin: type) -> str:
 
 def _nonlin_class(name: str) -> type[torch.nn.Module]:
     found = getattr(torch.nn.modules.activation, name, None)
-    if not (isinstance(found, type) and issubclass(found, torch.nn.Module)):
+    if not isinstance(found, type) or found.__module__ != torch.nn.modules.activation.__name__:
         raise ValueError(f"the model file names the nonlinearity {name!r}, which torch.nn does not have")
     return found
 

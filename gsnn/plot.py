@@ -31,8 +31,10 @@ Node = tuple[str, str]  # (type, name): the same name may stand in two types
 Edge = tuple[str, str]
 
 
-def learning_curve(histories: History | Sequence[History], *, ax: Axes | None = None) -> Axes:
-    """Loss against epoch: training solid, validation dashed, the best epoch of the latter as a dot.
+def learning_curve(
+    histories: History | Sequence[History], *, val_label: str = "validation", ax: Axes | None = None
+) -> Axes:
+    """Loss against epoch: training solid, validation dashed, a dot at the epoch whose weights were kept.
 
     Several histories (the folds of a cross-validation, say) are drawn thin, their mean thick as far as
     all of them go.
@@ -44,7 +46,7 @@ def learning_curve(histories: History | Sequence[History], *, ax: Axes | None = 
     length = min(len(run.train_loss) for run in runs)
     for field, colour, style, label in (
         ("train_loss", BLUE, "-", "training"),
-        ("val_loss", VERMILLION, "--", "validation"),
+        ("val_loss", VERMILLION, "--", val_label),
     ):
         curves = [np.asarray(getattr(run, field)) for run in runs]
         if all(np.isnan(curve).all() for curve in curves):
@@ -123,6 +125,8 @@ def layered_graph(
     missed = [e for e in held_out if e not in set(inferred)]
     coloured = [*found, *other, *missed]
 
+    ends = {name for edge in coloured for name in edge}
+
     nodes, edges = _nodes_and_edges(graph)
     busy = _busy_inputs(nodes, edges)
     edges = [e for e in edges if e[0] not in busy]
@@ -132,7 +136,7 @@ def layered_graph(
     place = _layout(nodes, edges)
     columns = max((x for x, _ in place.values()), default=1.0) + 1
     height = max(y for _, y in place.values()) - min(y for _, y in place.values()) + 1
-    ax = _axes(ax, (min(max(1.25 * columns, 5.0), 22.0), min(max(0.42 * height + 1.2, 3.5), 22.0)))
+    ax = _axes(ax, (min(max(1.05 * columns, 5.0), 18.0), min(max(0.4 * height + 1.2, 3.5), 18.0)))
 
     font = 8.0 if len(nodes) <= 60 else 6.5
     for source, target in edges:
@@ -144,8 +148,8 @@ def layered_graph(
     ):
         for u, v in group:
             if ("function", u) in place and ("function", v) in place:
-                ends = place["function", u], place["function", v]
-                _arrow(ax, *ends, color=colour, lw=1.8, z=3, style=style, bend=0.18)
+                start, end = place["function", u], place["function", v]
+                _arrow(ax, start, end, color=colour, lw=1.8, z=3, style=style, bend=0.18)
         if group:
             ax.plot([], [], color=colour, ls=style, lw=1.8, label=f"{label} ({len(group)})")
     ax.plot([], [], color="0.72", lw=0.9, label="in the graph")
@@ -159,7 +163,15 @@ def layered_graph(
             side = {"input": (-6, 0, "right", "center"), "output": (6, 0, "left", "center")}
             dx, dy, ha, va = side.get(kind, (0, 5, "center", "bottom"))
             text = ax.annotate(
-                name, (x, y), (dx, dy), textcoords="offset points", ha=ha, va=va, fontsize=font, zorder=5
+                name,
+                (x, y),
+                (dx, dy),
+                textcoords="offset points",
+                ha=ha,
+                va=va,
+                fontsize=font,
+                fontweight="bold" if kind == "function" and name in ends else "normal",
+                zorder=5,
             )
             text.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.6, "pad": 0.4})
     notes = []

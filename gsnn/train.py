@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from gsnn.arrays import Scaling, as_pair, as_table, is_frame, node_names, scaling_of, set_scaling
 from gsnn.graph import some_names
 
 if TYPE_CHECKING:
@@ -25,55 +26,6 @@ if TYPE_CHECKING:
 Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 SCHEDULES = ("cosine", "constant")
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """Per-column shifts and scales: a network sees ``(x - x_mean) / x_scale`` and predicts
-    ``(y - y_mean) / y_scale``.
-
-    Each field holds one float per column, in the order of the graph's input or output nodes.
-    """
-
-    x_mean: tuple[float, ...]
-    x_scale: tuple[float, ...]
-    y_mean: tuple[float, ...]
-    y_scale: tuple[float, ...]
-
-    @classmethod
-    def of(cls, x: torch.Tensor, y: torch.Tensor) -> Scaling:
-        """Column means and standard deviations of x (B, N_in) and y (B, N_out), gaps (NaN) left out.
-
-        A column without spread gets the scale 1, so that it is only shifted.
-        """
-        moments = []
-        for table in (x, y):
-            table = table.detach().to("cpu", torch.float64)
-            mean = torch.nanmean(table, 0)
-            scale = torch.nanmean((table - mean) ** 2, 0).sqrt()
-            flat = ~(scale > 1e-9 * mean.abs())  # also true for NaN: a column without any value
-            moments += [tuple(mean.nan_to_num(0.0).tolist()), tuple(scale.masked_fill(flat, 1.0).tolist())]
-        return cls(*moments)
-
-    def scale_x(self, x: torch.Tensor) -> torch.Tensor:
-        """x (B, N_in) in the units the network sees."""
-        return (x - x.new_tensor(self.x_mean)) / x.new_tensor(self.x_scale)
-
-    def scale_y(self, y: torch.Tensor) -> torch.Tensor:
-        """y (B, N_out) in the units the network predicts."""
-        return (y - y.new_tensor(self.y_mean)) / y.new_tensor(self.y_scale)
-
-    def unscale_y(self, yhat: torch.Tensor) -> torch.Tensor:
-        """Predictions (B, N_out) back in the units of y."""
-        return yhat * yhat.new_tensor(self.y_scale) + yhat.new_tensor(self.y_mean)
-
-    def to_dict(self) -> dict[str, list[float]]:
-        """Plain lists, ready for JSON; ``Scaling.from_dict`` is the way back."""
-        return {f.name: list(getattr(self, f.name)) for f in fields(self)}
-
-    @classmethod
-    def from_dict(cls, data: dict[str, list[float]]) -> Scaling:
-        return cls(**{f.name: tuple(float(v) for v in data[f.name]) for f in fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -116,9 +68,10 @@ def fit(
     crit: Criterion | None = None,
     schedule: str = "cosine",
     standardize: bool | Scaling = False,
+    restore_best: bool = True,
     seed: int | None = None,
     device: torch.device | str | None = None,
-    verbose: bool = True,
+    verbose: bool | str = True,
 ) -> History:
     """Train ``model`` in place on x (B, N_in) and y (B, N_out).
 
@@ -132,6 +85,8 @@ def fit(
         validation: ``(x_val, y_val)``, or the fraction of rows to put aside, drawn at random. The
             weights of the epoch with the lowest validation loss are restored at the end. Without it
             the model keeps the weights of the last epoch.
+        restore_best: False only watches the validation loss: it is recorded, has no say in the result, and
+            the weights of the last epoch stay. This is how a test set can be watched.
         patience: stop after this many epochs without a lower validation loss.
         crit: ``crit(yhat, y) -> scalar``, mean squared error by default. Where y has gaps it gets the
             measured entries only, as two vectors.
@@ -143,7 +98,7 @@ def fit(
         seed: fixes the order of the batches, the validation split and dropout, and leaves the global
             random state alone. Without it everything follows torch's global state.
         device: moves the model there first (and leaves it there); by default the model's own device.
-        verbose: show a progress bar.
+        verbose: show a progress bar; a text labels it.
 
     Returns:
         A :class:`History`.
@@ -154,7 +109,7 @@ def fit(
         FloatingPointError: the loss became NaN or infinite. The weights of the best epoch so far (by
             validation loss; the initial ones where there is none) are put back first.
     """
-    _check_options(epochs, batch_size, lr, weight_decay, patience, schedule, validation)
+    _check_options(epochs, batch_size, lr, weight_decay, patience, schedule, validation, restore_best)
     if device is not None:
         model.to(device)
     params = [p for p in model.parameters() if p.requires_grad]
@@ -163,12 +118,12 @@ def fit(
     dtype, device = params[0].dtype, params[0].device
     crit = torch.nn.functional.mse_loss if crit is None else crit
 
-    xs, ys = _pair(model, x, y, "x", "y")
+    xs, ys = as_pair(model, x, y, "x", "y")
     rng = torch.Generator()
     rng.manual_seed(int(torch.randint(2**62, ()).item()) if seed is None else seed)
     val: tuple[torch.Tensor, torch.Tensor] | None = None
     if isinstance(validation, tuple):
-        val = _pair(model, *validation, "x_val", "y_val")
+        val = as_pair(model, *validation, "x_val", "y_val")
     elif validation is not None:
         n_val = max(1, round(validation * len(xs)))
         if n_val >= len(xs):
@@ -182,7 +137,7 @@ def fit(
         raise ValueError("validation data must have at least one measured target, got only NaN")
 
     scaling = Scaling.of(xs, ys) if standardize is True else (standardize or None)
-    model.scaling = scaling  # type: ignore[assignment]
+    set_scaling(model, scaling)
 
     def prepare(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         keep = ~y.isnan().all(1)
@@ -203,7 +158,7 @@ def fit(
     rates: list[float] = []
     best, best_epoch, best_loss = _snapshot(model), 0, math.inf
     stopped = False
-    with _modes_kept(model), _seeded(seed, device), tqdm(total=epochs, disable=not verbose) as bar:
+    with _modes_kept(model), _seeded(seed, device), _bar(epochs, verbose) as bar:
         for epoch in range(1, epochs + 1):
             model.train()
             order = torch.randperm(len(xs), generator=rng).to(device)
@@ -235,7 +190,7 @@ def fit(
             elif patience is not None and epoch - best_epoch >= patience:
                 stopped = True
                 break
-    if val is None:
+    if val is None or not restore_best:
         best_epoch = len(train_loss)
     else:
         model.load_state_dict(best)
@@ -254,9 +209,9 @@ def predict(model: torch.nn.Module, x: Any, *, batch_size: int = 1024) -> Any:
         ValueError: wrong width, missing or unknown columns, NaN or infinite x.
     """
     _check_positive_int("batch_size", batch_size)
-    xs = _table(model, x, "input", "x")
+    xs = as_table(model, x, "input", "x")
     param = next(model.parameters())
-    scaling: Scaling | None = getattr(model, "scaling", None)
+    scaling = scaling_of(model)
     if scaling is not None:
         xs = scaling.scale_x(xs)
     parts = []
@@ -264,15 +219,19 @@ def predict(model: torch.nn.Module, x: Any, *, batch_size: int = 1024) -> Any:
         model.eval()
         for rows in torch.split(xs, batch_size):
             parts.append(model(rows.to(param.device, param.dtype)).to("cpu"))
-    yhat = torch.cat(parts) if parts else torch.zeros(0, len(_names(model, "output")), dtype=param.dtype)
+    yhat = torch.cat(parts) if parts else torch.zeros(0, len(node_names(model, "output")), dtype=param.dtype)
     if scaling is not None:
         yhat = scaling.unscale_y(yhat)
     out = (yhat.float() if yhat.dtype == torch.bfloat16 else yhat).numpy()
-    if not _is_frame(x):
+    if not is_frame(x):
         return out
     import pandas as pd
 
-    return pd.DataFrame(out, index=x.index, columns=_names(model, "output"))
+    return pd.DataFrame(out, index=x.index, columns=node_names(model, "output"))
+
+
+def _bar(epochs: int, verbose: bool | str) -> tqdm:
+    return tqdm(total=epochs, disable=not verbose, desc=verbose if isinstance(verbose, str) else None)
 
 
 def _rate(lr: float, schedule: str, step: int, n_steps: int) -> float:
@@ -322,88 +281,10 @@ def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _is_frame(table: Any) -> bool:
-    return hasattr(table, "columns") and hasattr(table, "index")
-
-
-def _names(model: torch.nn.Module, kind: str) -> list[str]:
-    return list(model.graph.node_names_dict[kind])  # type: ignore[union-attr,index,operator]
-
-
-def _pair(model: torch.nn.Module, x: Any, y: Any, x_arg: str, y_arg: str) -> tuple[torch.Tensor, torch.Tensor]:
-    if _is_frame(x) and _is_frame(y) and not x.index.equals(y.index):
-        for arg, table in ((x_arg, x), (y_arg, y)):
-            if not table.index.is_unique:
-                name = table.index[table.index.duplicated()][0]
-                raise ValueError(f"{arg} has the sample {name!r} more than once")
-        odd = x.index.symmetric_difference(y.index)
-        if len(odd):
-            raise ValueError(
-                f"{x_arg} and {y_arg} must have the same samples; {len(odd)} are in one only: {some_names(odd)}"
-            )
-        y = y.loc[x.index]
-    xs, ys = _table(model, x, "input", x_arg), _table(model, y, "output", y_arg)
-    if len(xs) != len(ys):
-        raise ValueError(f"{x_arg} and {y_arg} must have the same number of rows, got {len(xs)} and {len(ys)}")
-    if not len(xs):
-        raise ValueError(f"{x_arg} must have at least one row, got none")
-    return xs, ys
-
-
-def _table(model: torch.nn.Module, table: Any, kind: str, arg: str) -> torch.Tensor:
-    """A checked (B, n) float tensor on the CPU, columns in the order of the model's nodes."""
-    names = _names(model, kind)
-    rows: Any = None
-    if _is_frame(table):
-        table, rows = select_columns(table, names, kind, arg), table.index
-        try:
-            values = torch.as_tensor(table.to_numpy(dtype=np.float64))
-        except (TypeError, ValueError) as err:
-            raise ValueError(f"{arg} must be numeric: {err}") from None
-    else:
-        values = torch.as_tensor(table).detach().to("cpu")
-        if values.dtype == torch.bool or not values.is_floating_point():
-            values = values.to(torch.float64)
-        if values.ndim != 2 or values.shape[1] != len(names):
-            raise ValueError(
-                f"{arg} must have the shape (samples, {len(names)}), one column per {kind} node, "
-                f"got {tuple(values.shape)}"
-            )
-    bad = ~values.isfinite() if kind == "input" else values.isinf()
-    if bool(bad.any()):
-        row, col = (int(i) for i in bad.nonzero()[0])
-        raise ValueError(
-            f"{arg} must be {'finite' if kind == 'input' else 'finite or NaN'}, got "
-            f"{float(values[row, col])} in column {names[col]!r}, "
-            + (f"row {row}" if rows is None else f"sample {rows[row]!r}")
-        )
-    return values
-
-
-def select_columns(table: pd.DataFrame, names: list[str], kind: str, arg: str) -> pd.DataFrame:
-    """``table`` with exactly the columns ``names``, in that order.
-
-    Raises:
-        ValueError: naming the columns that are missing, unknown or there more than once.
-    """
-    if not table.columns.is_unique:
-        twice = table.columns[table.columns.duplicated()].unique()
-        raise ValueError(f"{arg} has columns more than once: {some_names(twice)}")
-    known = set(names)
-    missing = [n for n in names if n not in table.columns]
-    unknown = [c for c in table.columns if c not in known]
-    if missing:
-        hint = f" (columns that match no {kind} node: {some_names(unknown)})" if unknown else ""
-        raise ValueError(f"{arg} has no column for {len(missing)} {kind} node(s): {some_names(missing)}{hint}")
-    if unknown:
-        raise ValueError(f"{arg} has {len(unknown)} column(s) that are no {kind} node: {some_names(unknown)}")
-    return table[names]
-
-
 def _check_measured(model: torch.nn.Module, y: torch.Tensor) -> None:
     empty = y.isnan().all(0)
     if bool(empty.any()):
-        names = [n for n, e in zip(_names(model, "output"), empty.tolist(), strict=True) if e]
+        names = [n for n, e in zip(node_names(model, "output"), empty.tolist(), strict=True) if e]
         raise ValueError(f"y has no measured value to train on for {some_names(names)}")
 
 
@@ -420,6 +301,7 @@ def _check_options(
     patience: int | None,
     schedule: str,
     validation: tuple[Any, Any] | float | None,
+    restore_best: bool,
 ) -> None:
     _check_positive_int("epochs", epochs)
     _check_positive_int("batch_size", batch_size)
@@ -431,8 +313,8 @@ def _check_options(
         raise ValueError(f"schedule must be one of {SCHEDULES}, got {schedule!r}")
     if patience is not None:
         _check_positive_int("patience", patience)
-        if validation is None:
-            raise ValueError("patience needs validation data to watch: pass validation=")
+        if validation is None or not restore_best:
+            raise ValueError("patience needs validation=... and restore_best=True")
     if isinstance(validation, tuple):
         if len(validation) != 2:
             raise ValueError(f"validation must be (x_val, y_val), got {len(validation)} items")

@@ -113,7 +113,9 @@ def test_constant_features_give_nan_and_nothing_else_does():
     x, y = draw(30)
     x[0, :, 2] = 0.1  # not a float that sums exactly
     y[1, :, 4] = 0.0
-    r = correlation(moments_of(x, y, cuts=(7, 19)), ALL)
+    state = moments_of(x, y, cuts=(7, 19))
+    assert state.m_x[0, 2] == 0.0 and state.mean_x[0, 2] == 0.1
+    r = correlation(state, ALL)
     want = torch.zeros(P, N, N, dtype=torch.bool)
     want[0, 2, :] = True
     want[1, :, 4] = True

@@ -1,11 +1,11 @@
-"""Element-wise work on the channels (N, C, B), fused into few passes over memory."""
+"""Element-wise work on the channels (N, C, B), in few passes over memory."""
 
 import math
 from typing import Any
 
 import torch
 
-from gsnn.functional.sparse import plain_needed
+from gsnn.functional.sparse import Tensor, differentiable_grads, plain_needed
 
 EPS = 1e-5
 _LOG2_E = math.log2(math.e)
@@ -13,9 +13,41 @@ _LOG2_E = math.log2(math.e)
 Dims = tuple[int, ...]
 
 
-def _standardize_plain(
-    z: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, dims: Dims, centre: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+def unit_scale(z: Tensor, dims: Dims, centre: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """``(z - m) s`` with s = 1 / sqrt(v + 1e-5); also s and m. Without autograd."""
+    mean = None
+    if centre:
+        mean = z.mean(dims, keepdim=True)
+        z = z - mean
+    scale = z.square().mean(dims, keepdim=True).add_(EPS).rsqrt_()
+    return (z.mul_(scale) if centre else z * scale), scale, mean
+
+
+def unit_scale_grads(
+    grad: Tensor, unit: Tensor, scale: Tensor, weight: Tensor | None, dims: Dims, centre: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients of ``weight * unit + bias`` for (z, weight, bias)."""
+    count = unit.numel() // scale.numel()
+    product = grad * unit
+    product_sum = product.sum(dims, keepdim=True)
+    z_grad = torch.sub(grad, torch.mul(unit, product_sum / count, out=product), out=product)
+    if centre or weight is not None:
+        grad_sum = grad.sum(dims, keepdim=True)
+    if centre:
+        z_grad.sub_(grad_sum / count)
+    if weight is None:
+        return z_grad.mul_(scale), None, None
+    return (
+        z_grad.mul_(scale * weight),
+        product_sum.sum((1, 2), keepdim=True),
+        grad_sum.sum((1, 2), keepdim=True),
+    )
+
+
+def plain_unit(
+    z: Tensor, weight: Tensor | None, bias: Tensor | None, dims: Dims, centre: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """:func:`standardize` by differentiable operations."""
     mean = z.mean(dims, keepdim=True) if centre else None
     centred = z if mean is None else z - mean
     scale = (centred.square().mean(dims, keepdim=True) + EPS).rsqrt()
@@ -25,96 +57,34 @@ def _standardize_plain(
 
 
 class _Standardize(torch.autograd.Function):
-    """Returns (scaled and shifted, unit, scale, mean).
-
-    ``unit`` and ``scale`` are outputs only so that the backward pass, which is written in terms of
-    them, can itself be differentiated.
-    """
-
     @staticmethod
     def forward(
-        ctx: Any,
-        z: torch.Tensor,
-        weight: torch.Tensor | None,
-        bias: torch.Tensor | None,
-        dims: Dims,
-        centre: bool,
-    ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        mean = None
-        if centre:
-            mean = z.mean(dims, keepdim=True)
-            z = z - mean
-        scale = z.square().mean(dims, keepdim=True).add_(EPS).rsqrt_()
-        unit = z.mul_(scale) if centre else z * scale
-        result = None if weight is None else (unit * weight).add_(bias)
+        ctx: Any, z: Tensor, weight: Tensor | None, bias: Tensor | None, dims: Dims, centre: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        unit, scale, mean = unit_scale(z, dims, centre)
         ctx.dims, ctx.centre = dims, centre
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(unit, scale, weight)
-        if mean is not None:
-            ctx.mark_non_differentiable(mean)
-        return result, unit, scale, mean
+        # z is kept for a second derivative only; where captures are on it is alive anyway.
+        ctx.save_for_backward(z, unit, scale, weight, bias)
+        ctx.mark_non_differentiable(*(t for t in (scale, mean) if t is not None))
+        return (unit.clone() if weight is None or bias is None else (unit * weight).add_(bias)), scale, mean
 
     @staticmethod
-    def backward(
-        ctx: Any,
-        result_grad: torch.Tensor | None,
-        unit_grad: torch.Tensor | None,
-        scale_grad: torch.Tensor | None,
-        _: Any,
-    ) -> Any:
-        unit, scale, weight = ctx.saved_tensors
-        dims, centre = ctx.dims, ctx.centre
-        if result_grad is None or unit_grad is not None or scale_grad is not None or torch.is_grad_enabled():
-            return _standardize_grads(
-                unit, scale, weight, dims, centre, result_grad, unit_grad, scale_grad
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
+        z, unit, scale, weight, bias = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            grads = differentiable_grads(
+                lambda z, w, b: plain_unit(z, w, b, ctx.dims, ctx.centre)[0],
+                (z, weight, bias),
+                ctx.needs_input_grad[:3],
+                grad,
             )
-        product = result_grad * unit
-        product_mean = product.mean(dims, keepdim=True)
-        grad_mean = result_grad.mean(dims, keepdim=True)
-        count = unit.numel() // grad_mean.numel()
-        z_grad = torch.mul(unit, product_mean, out=product).neg_().add_(result_grad)
-        if centre:
-            z_grad.sub_(grad_mean)
-        z_grad.mul_(scale * weight)
-        weight_grad = product_mean.sum((1, 2), keepdim=True).mul_(count)
-        bias_grad = grad_mean.sum((1, 2), keepdim=True).mul_(count)
-        return z_grad, weight_grad, bias_grad, None, None
-
-
-def _standardize_grads(
-    unit: torch.Tensor,
-    scale: torch.Tensor,
-    weight: torch.Tensor | None,
-    dims: Dims,
-    centre: bool,
-    result_grad: torch.Tensor | None,
-    unit_grad: torch.Tensor | None,
-    scale_grad: torch.Tensor | None,
-) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, None, None]:
-    """The same gradients by differentiable operations, for every output."""
-    weight_grad = bias_grad = None
-    total = unit_grad
-    if result_grad is not None and weight is not None:
-        weight_grad = (result_grad * unit).sum((1, 2), keepdim=True)
-        bias_grad = result_grad.sum((1, 2), keepdim=True)
-        through = result_grad * weight
-        total = through if total is None else total + through
-    z_grad = None
-    if total is not None:
-        z_grad = total - unit * (total * unit).mean(dims, keepdim=True)
-        if centre:
-            z_grad = z_grad - total.mean(dims, keepdim=True)
-        z_grad = z_grad * scale
-    if scale_grad is not None:
-        count = unit.numel() // scale.numel()
-        through = -scale_grad * scale.square() * unit / count
-        z_grad = through if z_grad is None else z_grad + through
-    return z_grad, weight_grad, bias_grad, None, None
+            return *grads, None, None
+        return *unit_scale_grads(grad, unit, scale, weight, ctx.dims, ctx.centre), None, None
 
 
 def standardize(
-    z: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, dims: Dims, centre: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    z: Tensor, weight: Tensor | None, bias: Tensor | None, dims: Dims, centre: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Unit mean square over ``dims``, then scale and shift: ``weight (z - m) / sqrt(v + 1e-5) + bias``.
 
     Args:
@@ -126,28 +96,36 @@ def standardize(
     Returns:
         The result (N, C, B), and without gradient ``1 / sqrt(v + 1e-5)`` and m (None unless centred).
     """
-    if plain_needed():
-        return _standardize_plain(z, weight, bias, dims, centre)
-    result, unit, scale, mean = _Standardize.apply(z, weight, bias, dims, centre)
-    return unit if result is None else result, scale.detach(), mean
+    return (plain_unit if plain_needed() else _Standardize.apply)(z, weight, bias, dims, centre)
+
+
+def elu_values(z: Tensor) -> Tensor:
+    """ELU without autograd, for any z."""
+    # exp2 is vectorised everywhere; exp goes to a vendor library that can be five times slower.
+    result = z.clamp(max=0).mul_(_LOG2_E).exp2_().sub_(1)
+    return torch.maximum(z, result, out=result)  # exp(z) - 1 >= z
+
+
+def elu_grad_(grad: Tensor, result: Tensor) -> Tensor:
+    """Turn the gradient for the result of :func:`elu_values` into that for z, in place."""
+    return torch.ops.aten.elu_backward.grad_input(grad, 1.0, 1.0, 1.0, True, result, grad_input=grad)
 
 
 class _Elu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: torch.Tensor) -> torch.Tensor:
-        # exp2 is vectorised everywhere, exp goes to a vendor library that can be five times slower.
-        result = z.clamp(max=0).mul_(_LOG2_E).exp2_().sub_(1)
-        torch.maximum(z, result, out=result)  # exp(z) - 1 >= z
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        result = elu_values(z)
         ctx.save_for_backward(result)
         return result
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+    def backward(ctx: Any, grad: Tensor) -> Any:
         (result,) = ctx.saved_tensors
-        # The slope exp(z) of the negative side is the result plus one.
-        return grad * (result.clamp(max=0) + 1)
+        if torch.is_grad_enabled():  # the slope exp(z) of the negative side is the result plus one
+            return grad * (result.clamp(max=0) + 1)
+        return elu_grad_(grad.clone(), result)
 
 
-def elu(z: torch.Tensor) -> torch.Tensor:
+def elu(z: Tensor) -> Tensor:
     """``z`` where positive, else ``exp(z) - 1``; keeps only its result for the backward pass."""
     return torch.nn.functional.elu(z) if plain_needed() else _Elu.apply(z)

@@ -70,7 +70,8 @@ def add_samples(state: CoMoments, x: Tensor, y: Tensor) -> None:
     weight = math.sqrt(state.n * batch / total)
     deviations = []
     for values, mean in ((x.double(), state.mean_x), (y.double(), state.mean_y)):
-        batch_mean = values.mean(1)  # (P, N)
+        # Summed as distances from the first sample: exactly 0, not rounding, where a feature is constant.
+        batch_mean = values[:, 0] + (values - values[:, :1]).mean(1)  # (P, N)
         shift = batch_mean - mean
         deviations.append(
             torch.cat([values - batch_mean[:, None], weight * shift[:, None]], 1)

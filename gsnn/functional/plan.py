@@ -6,27 +6,25 @@ and padded to its largest degree, so that a bucket is a single batched matrix pr
 memory. The plan is built once, is linear in the number of edges, and does not depend on the batch.
 """
 
+import copy
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-# What one more batched product costs, in padded rows of 64 samples: about 4 us a call against about
-# 30 ns a row, in the forward pass and twice in the backward pass alike.
-LAUNCH_COST = 128
+# What one more batched product costs, in padded rows of 64 samples: about 10 us a call against about
+# 40 ns a row, in the forward pass and twice in the backward pass alike.
+LAUNCH_COST = 256
 
 
 class Bucket(NamedTuple):
-    """Nodes ``start:stop`` (in plan order), each with ``degree`` rows, the first at row ``row``."""
+    """``nodes`` nodes from place ``start`` of the plan, ``degree`` rows each, ``size`` from ``row`` on."""
 
     start: int
-    stop: int
+    nodes: int
     degree: int
     row: int
-
-    @property
-    def rows(self) -> slice:
-        return slice(self.row, self.row + (self.stop - self.start) * self.degree)
+    size: int
 
 
 def cut_degrees(degrees: np.ndarray, launch_cost: float = LAUNCH_COST) -> np.ndarray:
@@ -58,18 +56,19 @@ def cut_degrees(degrees: np.ndarray, launch_cost: float = LAUNCH_COST) -> np.nda
     return (number - 1 - bucket)[inverse]
 
 
-def _buckets(cell: np.ndarray, degrees: np.ndarray) -> tuple[tuple[Bucket, ...], np.ndarray]:
-    """Buckets over runs of equal ``cell`` and the first row of each node, nodes in plan order."""
+def _buckets(cell: np.ndarray, degrees: np.ndarray) -> tuple[tuple[Bucket, ...], np.ndarray, int]:
+    """Buckets over runs of equal ``cell``, the first row of each node, and the number of rows."""
     edges_of_runs = np.flatnonzero(np.diff(cell)) + 1
     starts = np.concatenate([[0], edges_of_runs])
     stops = np.concatenate([edges_of_runs, [len(cell)]])
     buckets, first_rows, row = [], [], 0
     for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
         degree = int(degrees[start:stop].max())
-        buckets.append(Bucket(start, stop, degree, row))
-        first_rows.append(row + degree * np.arange(stop - start))
-        row += degree * (stop - start)
-    return tuple(buckets), np.concatenate(first_rows)
+        nodes = stop - start
+        buckets.append(Bucket(start, nodes, degree, row, nodes * degree))
+        first_rows.append(row + degree * np.arange(nodes))
+        row += nodes * degree
+    return tuple(buckets), np.concatenate(first_rows), row
 
 
 def _slots(owner: np.ndarray, first_row: np.ndarray) -> np.ndarray:
@@ -88,7 +87,7 @@ def _invert(slots: np.ndarray, size: int, missing: int) -> np.ndarray:
     return inverse
 
 
-class Plan(torch.nn.Module):
+class Plan:
     """Row layout of the edge state and the gathers between its two sides.
 
     The state of a batch is held edge-major, (R, B). Its rows are the padded rows of the edges out of
@@ -121,13 +120,13 @@ class Plan(torch.nn.Module):
     out_weight_rows: torch.Tensor
     row_of_edge: torch.Tensor
     edge_of_row: torch.Tensor
+    bias_rows: torch.Tensor
     input_of_row: torch.Tensor
     read_rows: torch.Tensor
     read_back: torch.Tensor
     read_degree: torch.Tensor
 
     def __init__(self, edge_index: torch.Tensor, n_function: int, n_input: int, n_output: int) -> None:
-        super().__init__()
         source, target = edge_index.cpu().numpy()
         n_edges = len(source)
         in_edges = np.flatnonzero(target < n_function)
@@ -146,11 +145,10 @@ class Plan(torch.nn.Module):
         order = np.lexsort((out_cell, in_cell))
         rank = _invert(order, n_function, 0)
         cell = in_cell * (out_cell.max() + 1) + out_cell
-        self.in_buckets, first_in = _buckets(in_cell[order], in_degree[order])
-        self.out_buckets, first_out = _buckets(cell[order], out_degree[order])
+        self.in_buckets, first_in, self.n_in_slots = _buckets(in_cell[order], in_degree[order])
+        self.out_buckets, first_out, self.n_out_slots = _buckets(cell[order], out_degree[order])
         self.natural = bool((order == np.arange(n_function)).all())
-        self.n_in_slots = self.in_buckets[-1].rows.stop
-        self.n_out_slots = self.out_buckets[-1].rows.stop
+        self.n_nodes = n_function
         self.n_rows = self.n_out_slots + len(fed_edges) + 1
 
         in_slots = _slots(rank[target[in_edges]], first_in)
@@ -161,21 +159,22 @@ class Plan(torch.nn.Module):
 
         in_rows = np.full(self.n_in_slots, self.n_rows - 1, dtype=np.int64)
         in_rows[in_slots] = row_of_edge[in_edges]
-        # Padding multiplies the zero row, so its weight is arbitrary: any finite one will do.
+        # Rows that no function node reads get their gradient from one slot more, which is zero.
+        in_rows_back = np.full(self.n_rows, self.n_in_slots, dtype=np.int64)
+        in_rows_back[row_of_edge[in_edges]] = in_slots
         in_weight_rows = _invert(in_slots, self.n_in_slots, 0)
-        self.out_padded = self.n_out_slots > len(out_edges)
 
         read_edges = np.flatnonzero(target >= n_function + n_input)
         read_node = target[read_edges] - n_function - n_input
         read_degree = np.bincount(read_node, minlength=n_output)
         read_cell = cut_degrees(read_degree)
         read_order = np.argsort(read_cell, kind="stable")
-        self.read_buckets, first_read = _buckets(read_cell[read_order], read_degree[read_order])
+        self.read_buckets, first_read, n_read = _buckets(read_cell[read_order], read_degree[read_order])
         read_back = _invert(read_order, n_output, 0)
-        read_rows = np.full(self.read_buckets[-1].rows.stop, self.n_rows - 1, dtype=np.int64)
+        read_rows = np.full(n_read, self.n_rows - 1, dtype=np.int64)
         read_rows[_slots(read_back[read_node], first_read)] = row_of_edge[read_edges]
 
-        for name, array in {
+        tensors = {
             "order": order,
             "rank": rank,
             "in_edges": in_edges,
@@ -183,23 +182,34 @@ class Plan(torch.nn.Module):
             "in_slots": in_slots,
             "in_weight_rows": in_weight_rows,
             "in_rows": in_rows,
-            "in_rows_back": _invert(in_rows[in_slots], self.n_rows, -1),
+            "in_rows_back": in_rows_back,
             "out_slots": out_slots,
-            "out_weight_rows": _invert(out_slots, self.n_out_slots, len(out_edges)),
+            "out_weight_rows": _invert(out_slots, self.n_out_slots, 0),
             "row_of_edge": row_of_edge,
             "edge_of_row": _invert(row_of_edge, self.n_rows, n_edges),
+            "bias_rows": _invert(row_of_edge, self.n_rows, 0),
             "input_of_row": source[fed_edges] - n_function,
             "read_rows": read_rows,
             "read_back": read_back,
             "read_degree": np.maximum(read_degree, 1),
-        }.items():
-            self.register_buffer(name, torch.from_numpy(array), persistent=False)
-        # Where a state row goes on the in side; rows that no function node reads go to a zero slot.
-        back = self.in_rows_back
-        self.in_rows_back = torch.where(
-            back >= 0, self.in_slots[back.clamp(min=0)] if len(in_slots) else back, self.n_in_slots
-        )
+        }
+        for name, array in tensors.items():
+            setattr(self, name, torch.from_numpy(array))
+
+    def to(self, device: torch.device) -> "Plan":
+        """The plan with its indices on ``device``; itself where they are there already."""
+        if self.order.device == device:
+            return self
+        moved = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, torch.Tensor):
+                setattr(moved, name, value.to(device))
+        return moved
 
     def to_nodes(self, per_node: torch.Tensor) -> torch.Tensor:
         """Rows of a per-node tensor in plan order."""
         return per_node if self.natural else per_node.index_select(0, self.order)
+
+    def from_nodes(self, per_node: torch.Tensor) -> torch.Tensor:
+        """Rows of a per-node tensor in plan order, back in the given order."""
+        return per_node if self.natural else per_node.index_select(0, self.rank)

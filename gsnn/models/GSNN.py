@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from gsnn.functional.plan import Plan
 from gsnn.graph import EDGE_TYPES, HeteroGraph
 from gsnn.models.norms import NORMS, NodeNorm
-from gsnn.models.ResBlock import NodeMLP, ResBlock
+from gsnn.models.ResBlock import NodeMLP, ResBlock, run_fused
 from gsnn.models.SparseLinear import INITS, SparseLinear
 
 AGGREGATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -139,6 +140,8 @@ class GSNN(torch.nn.Module):
         self.homo_names = [*names["function"], *names["input"], *names["output"]]
         self.num_nodes = len(self.homo_names)
         edge_index = self._flat_edges(n_function, n_input, add_function_self_edges)
+        if not edge_index.shape[1]:
+            raise ValueError("edge_index_dict must hold at least one edge, got none")
         self._register_masks(edge_index, n_function, n_input)
         self.plan = Plan(edge_index, n_function, n_input, n_output)
 
@@ -175,10 +178,20 @@ class GSNN(torch.nn.Module):
                     norm_first,
                     residual,
                     learn_residual,
+                    channels,
                     channel_groups,
                 )
             )
         self.ResBlocks = torch.nn.ModuleList(blocks)
+
+    @property
+    def _blocks(self) -> list[ResBlock]:
+        return list(self.ResBlocks)  # type: ignore[arg-type]
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "GSNN":
+        super()._apply(fn, recurse)
+        self.plan = self.plan.to(self.edge_index.device)
+        return self
 
     def _flat_edges(self, n_function: int, n_input: int, self_edges: bool) -> torch.Tensor:
         offset = {"function": 0, "input": n_function, "output": n_function + n_input}
@@ -247,10 +260,13 @@ class GSNN(torch.nn.Module):
         node_rows = None
         if node_mask is not None:
             self._check_mask(node_mask, "node_mask", self.num_nodes, samples)
-            per_node = node_mask[..., : len(plan.order)].to(dtype)
-            node_rows = plan.to_nodes(per_node.reshape(-1, len(plan.order)).t()).unsqueeze(1)
+            per_node = node_mask[..., : plan.n_nodes].to(dtype)
+            node_rows = plan.to_nodes(per_node.reshape(-1, plan.n_nodes).t()).unsqueeze(1)
 
-        for block in self.ResBlocks:
+        blocks = self._blocks
+        if edge_rows is None and self._all_fusible(blocks, node_rows):
+            state, blocks = run_fused(blocks, state, plan, node_rows), []
+        for block in blocks:
             if self.checkpoint and torch.is_grad_enabled():
                 state = recompute(
                     block,
@@ -258,26 +274,40 @@ class GSNN(torch.nn.Module):
                     plan,
                     node_rows,
                     use_reentrant=False,
-                    context_fn=lambda norm=block.norm: (contextlib.nullcontext(), _frozen_statistics(norm)),
+                    context_fn=partial(_recomputation, block.norm),
                 )
             else:
                 state = block(state, plan, node_rows)
             if edge_rows is not None:
                 state = state * edge_rows
-
         depth = self.layers**-0.5 if self.residual else 1.0
         if ret_edge_out:
             return (state.index_select(0, plan.row_of_edge) * depth).t().contiguous()
         return self._read(state, depth)
+
+    def _all_fusible(self, blocks: list[ResBlock], node_mask: torch.Tensor | None) -> bool:
+        """Whether the whole stack may run as one operation, which calls no block and so no hook."""
+        return (
+            not self.checkpoint
+            and len({block.norm.training for block in blocks}) == 1
+            and all(
+                block.fusible(node_mask)
+                and not block._forward_hooks
+                and not block._forward_pre_hooks
+                and not block._backward_hooks
+                and not block._backward_pre_hooks
+                for block in blocks
+            )
+        )
 
     def _read(self, state: torch.Tensor, depth: float) -> torch.Tensor:
         """(B, N_out): the incoming edges of each output, summed and scaled."""
         plan = self.plan
         rows = state.index_select(0, plan.read_rows)
         sums = [
-            rows[bucket.rows].view(bucket.stop - bucket.start, bucket.degree, -1).sum(1)
+            rows.narrow(0, bucket.row, bucket.size).view(bucket.nodes, bucket.degree, -1).sum(1)
             if bucket.degree
-            else rows.new_zeros(bucket.stop - bucket.start, rows.shape[1])
+            else rows.new_zeros(bucket.nodes, rows.shape[1])
             for bucket in plan.read_buckets
         ]
         outputs = sums[0] if len(sums) == 1 else torch.cat(sums).index_select(0, plan.read_back)
@@ -290,7 +320,7 @@ class GSNN(torch.nn.Module):
             raise ValueError(
                 f"x must have shape (B, {n_input}), one column per input node, got {tuple(x.shape)}"
             )
-        dtype = self.ResBlocks[0].lin_in.values.dtype
+        dtype = self._blocks[0].lin_in.values.dtype
         if x.dtype != dtype:
             raise TypeError(f"x must have the model's dtype {dtype}, got {x.dtype}")
         if not torch.compiler.is_compiling() and x.device.type == "cpu" and bool(x.isnan().any()):
@@ -306,7 +336,13 @@ class GSNN(torch.nn.Module):
             )
 
     def _rows(
-        self, per_edge: torch.Tensor, name: str, n_edges: int, samples: int, dtype: torch.dtype, padding: float
+        self,
+        per_edge: torch.Tensor,
+        name: str,
+        n_edges: int,
+        samples: int,
+        dtype: torch.dtype,
+        padding: float,
     ) -> torch.Tensor:
         """Per-edge values as rows of the state, (R, 1) or (R, B)."""
         self._check_mask(per_edge, name, n_edges, samples)
@@ -328,7 +364,7 @@ class GSNN(torch.nn.Module):
             raise ValueError(f"threshold must be a non-negative number, got {threshold!r}")
         dropped = 0
         for side in ("lin_in", "lin_out"):
-            linears = list({id(getattr(b, side)): getattr(b, side) for b in self.ResBlocks}.values())
+            linears = list({id(getattr(b, side)): getattr(b, side) for b in self._blocks}.values())
             keep = torch.stack([linear.values.abs() >= threshold for linear in linears]).any(0)
             for linear in linears:
                 linear.keep(keep)
@@ -352,21 +388,23 @@ class GSNN(torch.nn.Module):
             self(x)
             names = self.graph.node_names_dict["function"]
             stacked = torch.stack(
-                [b._last_activation.view(len(x), len(names), self.channels) for b in self.ResBlocks], dim=1
+                [captured.view(len(x), len(names), self.channels) for captured in self._activations()], dim=1
             )
         result = AGGREGATIONS[agg](stacked)
         return {name: result[..., node, :] for node, name in enumerate(names)}
 
+    def _activations(self) -> list[torch.Tensor]:
+        return [block._last_activation for block in self._blocks if block._last_activation is not None]
+
     @contextlib.contextmanager
     def _capturing(self) -> Iterator[None]:
         """Eval mode with captures on; modes, switches and captures come back as they were."""
-        kept = [
-            (b, b._store_activations, b._last_pre_norm_activation, b._last_activation) for b in self.ResBlocks
-        ]
+        blocks = self._blocks
+        kept = [(b, b._store_activations, b._last_pre_norm_activation, b._last_activation) for b in blocks]
         modes = [(module, module.training) for module in self.modules()]
         try:
             self.eval()
-            for block in self.ResBlocks:
+            for block in blocks:
                 block._store_activations = True
             yield
         finally:
@@ -376,6 +414,13 @@ class GSNN(torch.nn.Module):
                 block._store_activations = stored
                 block._last_pre_norm_activation = pre_norm
                 block._last_activation = activation
+
+
+def _recomputation(
+    norm: NodeNorm,
+) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+    """Contexts of the forward pass and of its repetition."""
+    return contextlib.nullcontext(), _frozen_statistics(norm)
 
 
 @contextlib.contextmanager

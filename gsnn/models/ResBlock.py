@@ -1,12 +1,13 @@
 """One residual block: edges -> channels of the function nodes -> edges."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
+from gsnn.functional.block import Form, Weights, run_blocks
 from gsnn.functional.channels import elu
 from gsnn.functional.plan import Plan
-from gsnn.functional.sparse import lin_in, lin_out, permute_rows
+from gsnn.functional.sparse import lin_in, lin_out, permute_rows, plain_needed
 from gsnn.models.norms import NodeNorm
 from gsnn.models.SparseLinear import SparseLinear
 
@@ -46,6 +47,7 @@ class ResBlock(torch.nn.Module):
         norm_first: norm before nonlinearity, or after.
         residual: add ``relu(r) x``.
         learn_residual: r is a parameter, else fixed at 1.
+        channels: C.
         channel_groups: (N*C,) flat node index of each channel.
 
     Attributes:
@@ -68,12 +70,14 @@ class ResBlock(torch.nn.Module):
         norm_first: bool,
         residual: bool,
         learn_residual: bool,
+        channels: int,
         channel_groups: torch.Tensor,
     ) -> None:
         super().__init__()
         self.lin_in = lin_in
         self.lin_out = lin_out
         self.norm = norm
+        self.channels = channels
         self.nonlin = nonlin()
         self.dropout = torch.nn.Dropout(dropout)
         self.node_mlp = node_mlp
@@ -87,9 +91,7 @@ class ResBlock(torch.nn.Module):
         self._last_pre_norm_activation: torch.Tensor | None = None
         self._last_activation: torch.Tensor | None = None
 
-    def forward(
-        self, state: torch.Tensor, plan: Plan, node_mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, state: torch.Tensor, plan: Plan, node_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Edge state (R, B) in the plan's rows -> the same.
 
         Args:
@@ -97,8 +99,12 @@ class ResBlock(torch.nn.Module):
             plan: the network's plan.
             node_mask: (N, 1, 1) or (N, 1, B) in plan order, multiplies the channels.
         """
-        channels = self.lin_in.M // len(plan.order)
-        z = lin_in(state, self.lin_in.table(channels), self.lin_in.bias, plan)
+        if self.fusible(node_mask):
+            return run_fused([self], state, plan, node_mask)
+        in_values = self.lin_in.table().view(-1, self.channels)
+        out_values = self.lin_out.table().view(-1, self.channels)
+        residual = self.residual_weight
+        z = lin_in(state, in_values, self.lin_in.bias, plan)
         if self._store_activations:
             self._last_pre_norm_activation, z = self._capture(z, plan)
         z = self._nonlin(self.norm(z, plan)) if self.norm_first else self.norm(self._nonlin(z), plan)
@@ -110,19 +116,45 @@ class ResBlock(torch.nn.Module):
             self._last_activation, z = self._capture(z, plan)
         if node_mask is not None:
             z = z * node_mask
-        residual = self.residual_weight
-        return lin_out(
-            z.contiguous(),
-            self.lin_out.table(channels),
+        through = state if residual is not None else None
+        return lin_out(z.contiguous(), out_values, self.lin_out.bias, through, residual, plan)
+
+    @property
+    def _plain_elu(self) -> bool:
+        return type(self.nonlin) is torch.nn.ELU and self.nonlin.alpha == 1
+
+    def fusible(self, node_mask: torch.Tensor | None) -> bool:
+        """Whether a forward pass is now of the form that :func:`run_fused` runs as one operation."""
+        return (
+            not self._store_activations
+            and self._plain_elu
+            and (self.norm.kind == "none" or (self.norm_first and self.norm.dims is not None))
+            and self.node_mlp is None
+            and not (node_mask is not None and node_mask.requires_grad)
+            and not plain_needed()
+        )
+
+    def weights(self, state: torch.Tensor, plan: Plan, node_mask: torch.Tensor | None) -> Weights:
+        """The block's tensors; dropout and node mask become one constant factor on the channels."""
+        factor = node_mask
+        if self.dropout.p and self.dropout.training:
+            kept = 1 - self.dropout.p
+            factor = state.new_empty(plan.n_nodes, self.channels, state.shape[1]).bernoulli_(kept).div_(kept)
+            if node_mask is not None:
+                factor.mul_(node_mask)
+        return Weights(
+            self.lin_in.table(),
+            self.lin_in.bias,
+            self.norm.weight,
+            self.norm.bias,
+            self.lin_out.table(),
             self.lin_out.bias,
-            state if residual is not None else None,
-            residual,
-            plan,
+            self.residual_weight,
+            factor,
         )
 
     def _nonlin(self, z: torch.Tensor) -> torch.Tensor:
-        plain = type(self.nonlin) is torch.nn.ELU and self.nonlin.alpha == 1
-        return elu(z) if plain else self.nonlin(z)
+        return elu(z) if self._plain_elu else self.nonlin(z)
 
     @staticmethod
     def _capture(z: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
@@ -133,6 +165,16 @@ class ResBlock(torch.nn.Module):
         z = captured.t().view_as(z)
         return captured, z if plan.natural else permute_rows(z, plan.order, plan.rank)
 
-    def drop_activations(self) -> None:
-        """Forget the captured activations."""
-        self._last_pre_norm_activation = self._last_activation = None
+
+def run_fused(
+    blocks: Sequence[ResBlock], state: torch.Tensor, plan: Plan, node_mask: torch.Tensor | None
+) -> torch.Tensor:
+    """The blocks in turn, as one differentiable operation; all of one form and ``fusible``."""
+    norm = blocks[0].norm
+    form = Form(blocks[0].channels, norm.dims, norm.centre)
+    weights = [block.weights(state, plan, node_mask) for block in blocks]
+    result, statistics = run_blocks(state, weights, form, plan)
+    for block, (scale, mean) in zip(blocks, statistics, strict=True):
+        size = len(block.channel_groups) * state.shape[1]
+        block.norm.update_statistics(scale, mean, size, plan)
+    return result

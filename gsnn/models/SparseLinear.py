@@ -1,6 +1,5 @@
 """A linear layer whose weight matrix has a fixed sparsity pattern."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +25,7 @@ INITS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]] = {
     "uniform": lambda v, fan_in, fan_out: _uniform(v, 1.0),
     "normal": lambda v, fan_in, fan_out: _normal(v, 1.0),
     "degree_normalized": lambda v, fan_in, fan_out: _uniform(v, (fan_in * fan_out).rsqrt()),
-    "zeros": lambda v, fan_in, fan_out: v.zero_() and None,
+    "zeros": lambda v, fan_in, fan_out: _uniform(v, 0.0),
 }
 
 
@@ -128,12 +127,11 @@ class SparseLinear(torch.nn.Module):
         if self.bias is not None:
             self.bias.zero_()
 
-    def table(self, width: int) -> torch.Tensor:
-        """All weights of the unpruned pattern as rows of ``width``; pruned ones are 0."""
+    def table(self) -> torch.Tensor:
+        """All weights of the unpruned pattern; pruned ones are 0."""
         if self.kept is None:
-            return self.values.view(-1, width)
-        full = self.values.new_zeros(len(self.kept))
-        return full.masked_scatter(self.kept, self.values).view(-1, width)
+            return self.values
+        return self.values.new_zeros(len(self.kept)).masked_scatter(self.kept, self.values)
 
     @torch.no_grad()
     def keep(self, mask: torch.Tensor) -> None:

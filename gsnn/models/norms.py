@@ -30,12 +30,15 @@ class NodeNorm(torch.nn.Module):
         affine: learn one scale and one shift per node; ``none`` has neither.
     """
 
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
     weight: torch.Tensor | None
     bias: torch.Tensor | None
 
     def __init__(self, kind: str, n_nodes: int, channels: int, affine: bool = True) -> None:
         super().__init__()
         self.kind = kind
+        self.centre = kind != "rms"
         self.updates_statistics = True
         self.weight = self.bias = None
         if affine and kind != "none":
@@ -46,6 +49,15 @@ class NodeNorm(torch.nn.Module):
             self.register_buffer("running_mean", torch.zeros(size))
             self.register_buffer("running_var", torch.ones(size))
 
+    @property
+    def over_batch(self) -> bool:
+        return self.kind in ("groupbatch", "batch")
+
+    @property
+    def dims(self) -> tuple[int, ...] | None:
+        """Dimensions of (N, C, B) averaged over right now; None for a norm that averages nothing."""
+        return None if self.over_batch and not self.training else _DIMS.get(self.kind)
+
     def forward(self, z: torch.Tensor, plan: Plan) -> torch.Tensor:
         """(N, C, B) -> (N, C, B), nodes in plan order."""
         if self.kind == "none":
@@ -54,13 +66,11 @@ class NodeNorm(torch.nn.Module):
             None if per_node is None else plan.to_nodes(per_node.view(-1, 1, 1))
             for per_node in (self.weight, self.bias)
         )
-        over_batch = self.kind in ("groupbatch", "batch")
-        if self.kind in _DIMS and (self.training or not over_batch):
-            result, scale, mean = standardize(z, weight, bias, _DIMS[self.kind], self.kind != "rms")
-            if over_batch and self.updates_statistics:
-                self._update_statistics(scale, mean, z, plan)
+        if self.dims is not None:
+            result, scale, mean = standardize(z, weight, bias, self.dims, self.centre)
+            self.update_statistics(scale, mean, z.numel(), plan)
             return result
-        if over_batch:
+        if self.over_batch:
             running_mean, running_var = (
                 plan.to_nodes(statistic.view(z.shape[0], -1, 1))
                 for statistic in (self.running_mean, self.running_var)
@@ -72,15 +82,17 @@ class NodeNorm(torch.nn.Module):
         return unit if weight is None or bias is None else unit * weight + bias
 
     @torch.no_grad()
-    def _update_statistics(
-        self, scale: torch.Tensor, mean: torch.Tensor | None, z: torch.Tensor, plan: Plan
+    def update_statistics(
+        self, scale: torch.Tensor | None, mean: torch.Tensor | None, size: int, plan: Plan
     ) -> None:
-        def in_given_order(statistic: torch.Tensor) -> torch.Tensor:
-            statistic = statistic if plan.natural else statistic.index_select(0, plan.rank)
-            return statistic.reshape(-1).to(self.running_mean)
+        """Move the running statistics towards those of a batch of ``size`` values; no-op for other norms."""
+        if not self.over_batch or not self.updates_statistics or mean is None or scale is None:
+            return
 
-        assert mean is not None  # both batch norms are centred
-        count = z.numel() // mean.numel()
+        def in_given_order(statistic: torch.Tensor) -> torch.Tensor:
+            return plan.from_nodes(statistic).reshape(-1).to(self.running_mean)
+
+        count = size // mean.numel()
         self.running_mean.lerp_(in_given_order(mean), MOMENTUM)
         if count > 1:  # one value has no variance to learn from
             variance = in_given_order(scale).pow(-2).sub_(EPS).clamp_(min=0)

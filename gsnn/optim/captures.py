@@ -101,6 +101,14 @@ class Captures:
             block._last_activation = activation
         self._found = None
 
+    def release(self) -> None:
+        """Put the switches back, for training: a block that was on keeps this forward pass's captures."""
+        for block, switch, *_ in self._found or ():
+            block._store_activations = switch
+            if not switch:
+                block._last_pre_norm_activation = block._last_activation = None
+        self._found = None
+
     @contextmanager
     def recording(self) -> Iterator[None]:
         """`on` for the duration of a with statement, `off` whatever happens in it."""

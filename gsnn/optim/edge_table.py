@@ -227,26 +227,41 @@ def judge(
     top_k: Sequence[int] = (1, 3, 5),
     filtered: bool = False,
 ) -> dict[str, Any]:
-    """How well the full table `res` finds `positive_edges`, none of which may be a kept edge.
+    """`judge_scores` of the full table `res`."""
+    scores = np.full(kept.mask.shape, np.nan)
+    scores[res["src_idx"].to_numpy(), res["dst_idx"].to_numpy()] = res[score_col].to_numpy(dtype=np.float64)
+    return judge_scores(scores, kept, positive_edges, top_k, filtered)
+
+
+def judge_scores(
+    scores: NDArray[np.float64],
+    kept: KeptEdges,
+    positive_edges: Iterable[Any],
+    top_k: Sequence[int] = (1, 3, 5),
+    filtered: bool = False,
+) -> dict[str, Any]:
+    """How well `scores` (N, N), source by target, find `positive_edges`, none of which may be a kept edge.
 
     `auc` and `average_precision` are of the positives against every other pair that is neither a kept edge
     nor self (`n_negatives` of them); `n_positives`, `mrr` and `top@k` as in `rank_in_targets`.
     """
     pairs = check_missing(positive_edges, kept)
+    ks = check_top_k(top_k)
     number = {name: k for k, name in enumerate(kept.names)}
+    source, target = np.array([(number[s], number[t]) for s, t in pairs]).T
     positive = np.zeros_like(kept.mask)
-    for source, target in pairs:
-        positive[number[source], number[target]] = True
-    src, dst = res["src_idx"].to_numpy(), res["dst_idx"].to_numpy()
-    labels = positive[src, dst]
-    pool = (src != dst) & ~kept.mask[src, dst]
-    _, summary = rank_in_targets(res, pairs, score_col, top_k, filtered)
+    positive[source, target] = True
+    itself = np.eye(len(scores), dtype=bool)
+    pool = ~(kept.mask | itself)
     if pool.sum() == len(pairs):
         raise ValueError("positive_edges must leave at least one missing pair as a negative, got them all")
-    scores = res[score_col].to_numpy(dtype=np.float64)[pool]
+    known = itself | kept.mask | positive if filtered else itself
+    rank = ranks(scores.T[target], source, known.T[target])
     return {
-        "auc": auc(scores, labels[pool]),
-        "average_precision": average_precision(scores, labels[pool]),
+        "auc": auc(scores[pool], positive[pool]),
+        "average_precision": average_precision(scores[pool], positive[pool]),
         "n_negatives": int(pool.sum()) - len(pairs),
-        **summary,
+        "n_positives": len(pairs),
+        "mrr": mrr(rank),
+        **{f"top@{k}": hits(rank, k) for k in ks},
     }

@@ -18,9 +18,9 @@ compared with scalar calls. In every other case each sample gets its own call.
 from __future__ import annotations
 
 import functools
-import math
 import random
 import sys
+import types
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NoReturn
 
@@ -28,8 +28,10 @@ import numpy as np
 
 ParentFunction = Callable[[list[Any]], Any]
 
+_NUMBER = (bool, int, float, np.integer, np.floating, np.bool_)
 _FUNCTIONS = (np.where, np.clip, np.round)
 _SAMPLES_COMPARED = 16
+_ITEMS_SEARCHED = 100
 _RTOL = 1e-9  # array and scalar loops of numpy may round differently
 
 
@@ -64,7 +66,7 @@ class _Trace:
             if arg._trace is not self:
                 self.refuse()
             return arg._values
-        if arg is None or isinstance(arg, bool | int | float | np.number | np.bool_):
+        if arg is None or isinstance(arg, _NUMBER):
             return arg
         self.refuse()
 
@@ -79,8 +81,8 @@ class _Elements:
         self._trace = trace
         self._values = values
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         # What a scalar call would get, so that isinstance sends the function down the branch of scalars.
         return np.float64
 
@@ -124,10 +126,10 @@ for _name, _ufunc in {
     "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal, "eq": np.equal, "ne": np.not_equal,
 }.items():  # fmt: skip
     setattr(_Elements, f"__{_name}__", _operator(_ufunc))
-for _name in (
-    "bool float int index complex round trunc floor ceil len iter getitem setitem contains str repr format "
-    "reduce_ex copy deepcopy"
-).split():
+for _name in [
+    "bool", "float", "int", "index", "complex", "round", "trunc", "floor", "ceil", "len", "iter", "getitem",
+    "setitem", "contains", "str", "repr", "format",
+]:  # fmt: skip
     setattr(_Elements, f"__{_name}__", _refusal)
 
 
@@ -202,7 +204,7 @@ class SampleFunction:
         return values
 
     def _as_number(self, result: Any) -> float:
-        if isinstance(result, int | float | np.integer | np.floating | np.bool_):
+        if isinstance(result, _NUMBER):
             return float(result)
         if getattr(result, "ndim", None) == 0 and not np.iscomplexobj(result):
             try:
@@ -232,16 +234,16 @@ def _random_states(function: Any) -> list[Hashable]:
             states.append(thing.getstate())
         elif isinstance(thing, functools.partial):
             waiting += [thing.func, *thing.args, *thing.keywords.values()]
-        elif hasattr(thing, "__code__"):
+        elif isinstance(thing, types.FunctionType):
             waiting += _held_by(thing)
-        elif hasattr(thing, "__func__"):
+        elif isinstance(thing, types.MethodType):
             waiting += [thing.__func__, thing.__self__]
-        elif isinstance(thing, list | tuple):
-            waiting += thing
-        elif isinstance(thing, dict):
-            waiting += thing.values()
-        elif type(thing).__module__ not in ("builtins", "numpy") and not isinstance(thing, type):
-            waiting += [getattr(type(thing), "__call__", None), getattr(thing, "__dict__", None)]
+        elif isinstance(thing, types.BuiltinMethodType):
+            waiting.append(thing.__self__)
+        elif isinstance(thing, list | tuple | dict):
+            waiting += list(thing.values() if isinstance(thing, dict) else thing)[:_ITEMS_SEARCHED]
+        elif hasattr(thing, "__dict__") and not isinstance(thing, type | types.ModuleType):
+            waiting += [vars(thing), getattr(type(thing), "__call__", None)]  # noqa: B004
     return states
 
 

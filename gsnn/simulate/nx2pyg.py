@@ -17,11 +17,14 @@ def nx2pyg(
     function_nodes: Sequence[str],
     output_nodes: Sequence[str],
     weight_attr: str | None = None,
+    *,
+    warn: bool = True,
 ) -> HeteroGraph:
     """Build the graph container from a DiGraph and its nodes by type.
 
     Nodes stand in the order of the lists, which together name every node of G once. The edges of each type
     stand in ``G.edges`` order. ``weight_attr`` is the edge attribute to take weights from, None for none.
+    ``warn`` is passed on to :class:`~gsnn.graph.HeteroGraph`.
 
     Raises ``TypeError`` or ``ValueError`` where G is no DiGraph, the lists and the nodes of G differ or
     overlap, an edge is not input->function, function->function or function->output, or lacks the weight.
@@ -41,7 +44,7 @@ def nx2pyg(
     left = [node for node in G if node not in listed]
     if left:
         raise ValueError(f"the three lists must name every node of G, got none with {some_names(left)}")
-    return from_edges(list(G.edges), names, G, weight_attr, weight_needed=True)
+    return from_edges(list(G.edges), names, G, weight_attr, warn=warn, weight_needed=True)
 
 
 def pyg2nx(data: Any, weight_attr: str = "weight") -> nx.DiGraph:

@@ -114,8 +114,8 @@ def simulate_sde(
     The arguments are those of :func:`simulate`. A special function written for scalars is called once per
     sample and step, which takes ``t_end / dt`` times as long as there.
 
-    Raises what :func:`simulate` raises, except for cycles, and ``FloatingPointError`` naming a node and a time
-    where the state grows without bound.
+    Raises what :func:`simulate` raises, except for cycles, and ``FloatingPointError`` naming a node and a
+    time where the state grows without bound.
     """
     system = _System.checked(
         G, n_train, n_test, input_nodes, output_nodes, noise_scale, special_functions, signed_edges

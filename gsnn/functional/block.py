@@ -1,0 +1,231 @@
+"""A stack of residual blocks as one differentiable operation, for their most common form.
+
+``lin_in``, a norm that averages (or none), ELU, an optional constant factor (dropout, node mask) and
+``lin_out`` with its residual. One operation keeps a few tensors per block for the backward pass and
+spares autograd's bookkeeping between the steps, which is where a small network's time goes. Anything
+else, and any block whose activations are captured, runs as the separate operations of
+:mod:`gsnn.functional.sparse` and :mod:`gsnn.functional.channels`.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from gsnn.functional.channels import Dims, elu_grad_, elu_values, plain_unit, unit_scale, unit_scale_grads
+from gsnn.functional.plan import Plan
+from gsnn.functional.sparse import (
+    Tensor,
+    differentiable_grads,
+    in_table,
+    out_table,
+    plain_in,
+    plain_out,
+    product_in,
+    product_in_grads,
+    product_out,
+    product_out_grads,
+    residual_grad,
+)
+
+
+class Form(NamedTuple):
+    """What a block computes besides its products.
+
+    Attributes:
+        channels: C.
+        dims: dimensions of (N, C, B) its norm averages over; None for no norm.
+        centre: whether the norm subtracts the mean.
+    """
+
+    channels: int
+    dims: Dims | None
+    centre: bool
+
+
+class Weights(NamedTuple):
+    """The tensors of one block, nodes and edges in the given order.
+
+    Attributes:
+        in_values: (edges into function nodes * C,).
+        in_bias: (N*C,) or None.
+        scale, shift: (N,) of the norm, or None.
+        out_values: (edges out of function nodes * C,).
+        out_bias: (E,) or None.
+        residual: scalar r, or None for no residual.
+        factor: constant that broadcasts to (N, C, B), in plan order, or None; gets no gradient.
+    """
+
+    in_values: Tensor
+    in_bias: Tensor | None
+    scale: Tensor | None
+    shift: Tensor | None
+    out_values: Tensor
+    out_bias: Tensor | None
+    residual: Tensor | None
+    factor: Tensor | None
+
+
+N_WEIGHTS = len(Weights._fields)
+
+
+class _Saved(NamedTuple):
+    """What one block keeps for its backward pass, besides its weights."""
+
+    state: Tensor
+    in_table: Tensor
+    out_table: Tensor
+    unit: Tensor | None
+    unit_scale: Tensor | None
+    active: Tensor
+    gate: Tensor | None
+
+
+def _split(flat: Sequence[Any]) -> list[Weights]:
+    return [Weights(*flat[k : k + N_WEIGHTS]) for k in range(0, len(flat), N_WEIGHTS)]
+
+
+def _plain(state: Tensor, flat: Sequence[Tensor | None], form: Form, plan: Plan) -> Tensor:
+    """The stack by differentiable operations."""
+    for w in _split(flat):
+        z = plain_in(state, w.in_values.view(-1, form.channels), w.in_bias, plan)
+        if form.dims is not None:
+            scale, shift = (
+                None if t is None else plan.to_nodes(t.view(-1, 1, 1)) for t in (w.scale, w.shift)
+            )
+            z = plain_unit(z, scale, shift, form.dims, form.centre)[0]
+        z = torch.nn.functional.elu(z)
+        if w.factor is not None:
+            z = z * w.factor
+        through = None if w.residual is None else state
+        state = plain_out(z, w.out_values.view(-1, form.channels), w.out_bias, through, w.residual, plan)
+    return state
+
+
+def _forward(state: Tensor, w: Weights, form: Form, plan: Plan) -> tuple[Tensor, _Saved, Tensor | None]:
+    """New state, what to save, and the mean that the norm subtracted."""
+    table_in = in_table(w.in_values.view(-1, form.channels), plan)
+    table_out = out_table(w.out_values.view(-1, form.channels), plan)
+    z = product_in(state, table_in, w.in_bias, plan)
+    unit = unit_scale_ = mean = None
+    if form.dims is not None:
+        unit, unit_scale_, mean = unit_scale(z, form.dims, form.centre)
+        if w.scale is None or w.shift is None:
+            z = unit
+        else:
+            z = torch.mul(unit, plan.to_nodes(w.scale.view(-1, 1, 1)), out=z)
+            z.add_(plan.to_nodes(w.shift.view(-1, 1, 1)))
+    active = elu_values(z)
+    read = active if w.factor is None else active * w.factor
+    gate = None if w.residual is None else w.residual.relu()
+    result = product_out(read, table_out, w.out_bias, state, gate, plan)
+    return result, _Saved(state, table_in, table_out, unit, unit_scale_, active, gate), mean
+
+
+def _backward(
+    grad: Tensor,
+    w: Weights,
+    saved: _Saved,
+    form: Form,
+    plan: Plan,
+    state_needed: bool,
+    needed: Sequence[bool],
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Gradients for the state that entered the block and for its weights."""
+    read = saved.active if w.factor is None else saved.active * w.factor
+    z_grad, out_values_grad, out_bias_grad = product_out_grads(
+        grad, read, saved.out_table, plan, (True, needed[4], needed[5])
+    )
+    assert z_grad is not None
+    if w.factor is not None:
+        z_grad.mul_(w.factor)
+    z_grad = elu_grad_(z_grad, saved.active)
+    scale_grad = shift_grad = None
+    if saved.unit is not None and saved.unit_scale is not None and form.dims is not None:
+        scale = None if w.scale is None else plan.to_nodes(w.scale.view(-1, 1, 1))
+        z_grad, scale_grad, shift_grad = unit_scale_grads(
+            z_grad, saved.unit, saved.unit_scale, scale, form.dims, form.centre
+        )
+        if scale_grad is not None and shift_grad is not None:
+            scale_grad = plan.from_nodes(scale_grad).view(-1)
+            shift_grad = plan.from_nodes(shift_grad).view(-1)
+    state_grad, in_values_grad, in_bias_grad = product_in_grads(
+        z_grad, saved.state, saved.in_table, plan, (state_needed, needed[0], needed[1])
+    )
+    r_grad = None
+    if w.residual is not None and saved.gate is not None:
+        if state_grad is not None:
+            state_grad.add_(grad * saved.gate)
+        if needed[6]:
+            r_grad = residual_grad(grad, saved.state, w.residual)
+    return state_grad, [
+        None if in_values_grad is None else in_values_grad.view(-1),
+        in_bias_grad,
+        scale_grad,
+        shift_grad,
+        None if out_values_grad is None else out_values_grad.view(-1),
+        out_bias_grad,
+        r_grad,
+        None,
+    ]
+
+
+class _Stack(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, form: Form, plan: Plan, state: Tensor, *flat: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        kept: list[Tensor | None] = [state, *flat]
+        statistics: list[Tensor | None] = []
+        for weights in _split(flat):
+            state, saved, mean = _forward(state, weights, form, plan)
+            kept.extend(saved)
+            statistics += [saved.unit_scale, mean]
+        ctx.form, ctx.plan, ctx.n_flat = form, plan, len(flat)
+        ctx.save_for_backward(*kept)
+        ctx.mark_non_differentiable(*(t for t in statistics if t is not None))
+        return state, *statistics
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
+        form, plan = ctx.form, ctx.plan
+        kept = ctx.saved_tensors
+        inputs, kept = kept[: ctx.n_flat + 1], kept[ctx.n_flat + 1 :]
+        needed = ctx.needs_input_grad[2:]
+        if torch.is_grad_enabled():
+            grads = differentiable_grads(lambda s, *flat: _plain(s, flat, form, plan), inputs, needed, grad)
+            return None, None, *grads
+        blocks, flat_grads = _split(inputs[1:]), []
+        state_grad: Tensor | None = grad.contiguous()
+        n_saved = len(_Saved._fields)
+        for k in range(len(blocks) - 1, -1, -1):
+            assert state_grad is not None
+            state_grad, weight_grads = _backward(
+                state_grad,
+                blocks[k],
+                _Saved(*kept[k * n_saved : (k + 1) * n_saved]),
+                form,
+                plan,
+                k > 0 or needed[0],
+                needed[1 + k * N_WEIGHTS : 1 + (k + 1) * N_WEIGHTS],
+            )
+            flat_grads.append(weight_grads)
+        return None, None, state_grad, *(g for grads in reversed(flat_grads) for g in grads)
+
+
+def run_blocks(
+    state: Tensor, blocks: Sequence[Weights], form: Form, plan: Plan
+) -> tuple[Tensor, list[tuple[Tensor | None, Tensor | None]]]:
+    """Each block in turn: ``lin_out(factor * elu(norm(lin_in(state)))) + relu(residual) state``.
+
+    Args:
+        state: (R, B) edge state in the plan's rows, contiguous.
+        blocks: the tensors of each block.
+        form: what all of them compute.
+        plan: the network's plan.
+
+    Returns:
+        The new state (R, B), and for each block the norm's ``1 / sqrt(v + 1e-5)`` and mean (or None).
+    """
+    state, *statistics = _Stack.apply(form, plan, state, *(tensor for block in blocks for tensor in block))
+    return state, list(zip(statistics[::2], statistics[1::2], strict=True))

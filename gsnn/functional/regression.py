@@ -1,0 +1,83 @@
+"""Least squares pooled over slots that share their samples, and its significance."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtr
+
+Array = NDArray[np.float64]
+
+_SINGULAR = 1e-10  # eigenvalues of the features' Gram matrix below this share of the largest count as 0
+_UNDETERMINED = 1e-6  # share of a feature's direction in the null space from which it has no coefficient
+
+
+class PooledFit(NamedTuple):
+    """Coefficients (N, T), their standard errors (N, T) and the residual degrees of freedom (T,)."""
+
+    coef: Array
+    se: Array
+    degrees: Array
+
+    def p_values(self, alternative: str = "two-sided") -> Array:
+        """(N, T) of Student's t test of coef = 0, against 'two-sided' (coef != 0) or 'greater' (coef > 0)."""
+        if alternative not in ("two-sided", "greater"):
+            raise ValueError(f"alternative must be 'two-sided' or 'greater', got {alternative!r}")
+        with np.errstate(invalid="ignore", divide="ignore"):
+            t = self.coef / self.se
+        if alternative == "two-sided":
+            return 2.0 * stdtr(self.degrees, -np.abs(t))
+        return stdtr(self.degrees, -t)
+
+
+def pooled_least_squares(x: Array, y: Array) -> PooledFit:
+    """One (N, T) coefficient matrix that predicts y[r] from x[r] in each of R slots, with its standard errors.
+
+    The slots hold the same n samples measured in R ways, so the R residuals of a sample depend on each
+    other; samples do not. Each slot has its own intercept.
+
+    Parameters
+    ----------
+    x : (R, n, N) features
+    y : (R, n, T) targets
+
+    Method: ordinary least squares of all R n rows. With F_r the centred features of slot r,
+    G = sum_r F_r' F_r, H_r = F_r G^-1 and S_rs = e_r . e_s / d the covariance of the residuals of one target in
+    slots r and s, the variance of its coefficient of feature i is sum_rs S_rs (H_r' H_s)_ii, the
+    covariance of a least-squares estimate under correlated errors (as for systems of equations, Zellner 1962).
+    d = n - 1 - v takes off the degrees spent, v = sum_rs S_rs trace(H_r F_s') / sum_r S_rr, which makes the
+    total residual variance unbiased; the t test has d degrees. With one slot v = N, and this is the textbook
+    t test of regression with an intercept. Several slots that repeat each other count once.
+
+    NaN where a feature or a target is constant, where other features determine the feature, and everywhere
+    if no degree of freedom is left.
+    """
+    slots, n, features = x.shape
+    x = x - x.mean(1, keepdims=True)
+    y = y - y.mean(1, keepdims=True)
+    rows = x.reshape(-1, features)
+    size = np.sqrt(np.square(rows).sum(0))
+    moving = size > 0
+    size[~moving] = 1.0
+    rows = rows / size  # unit columns, so that the rank does not depend on the features' units
+    w, v = np.linalg.eigh(rows.T @ rows)
+    good = w > _SINGULAR * w[-1]
+    determined = moving & (np.square(v[:, ~good]).sum(1) < _UNDETERMINED)
+    inverse = (v[:, good] / w[good]) @ v[:, good].T
+    h = (rows @ inverse).reshape(x.shape)
+    coef = np.tensordot(h, y, ((0, 1), (0, 1)))  # (N, T)
+    residual = y - (rows @ coef).reshape(y.shape)
+    s = np.einsum("rbj,sbj->rsj", residual, residual, optimize=True)
+    spent_by = np.einsum("rbi,sbi->rs", h, rows.reshape(x.shape), optimize=True)
+    k = np.einsum("rbi,sbi->rsi", h, h, optimize=True)
+    total = np.einsum("rrj->j", s)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        degrees = n - 1 - np.tensordot(spent_by, s, 2) / total
+        degrees[~(degrees > 1e-9)] = np.nan  # also for a constant target, whose residuals are all 0
+        variance = np.tensordot(k, s, ((0, 1), (0, 1))) / degrees
+        se = np.sqrt(np.where(variance > 0, variance, np.nan)) / size[:, None]
+    coef = coef / size[:, None]
+    coef[~determined] = se[~determined] = np.nan
+    return PooledFit(coef, se, degrees)

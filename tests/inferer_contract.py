@@ -1,0 +1,245 @@
+"""What every edge inferer must do: a suite that each member of the family inherits in its own test file.
+
+A member sets `member` to the name of its module and class, `score_col` to its score column, and says how it
+is built and fitted. `test_inferer.py` checks that no module `gsnn/optim/MagnitudeEdge*.py` goes without.
+"""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from gsnn.functional.significance import benjamini_hochberg
+from gsnn.graph import EDGE_TYPES, HeteroGraph
+from gsnn.models.GSNN import GSNN
+
+FUNCTIONS = [f"f{k}" for k in range(9)]
+
+
+def small_graph(function_edges=None):
+    """Nine function nodes: a cycle f0..f6 with two chords, f7 fed by f2, f8 isolated."""
+    if function_edges is None:
+        function_edges = [*((k, (k + 1) % 7) for k in range(7)), (0, 3), (5, 3), (2, 7)]
+    index = {
+        EDGE_TYPES[0]: torch.tensor(function_edges, dtype=torch.long).reshape(-1, 2).T,
+        EDGE_TYPES[1]: torch.tensor([[0, 1, 2, 0], [0, 2, 4, 7]]),
+        EDGE_TYPES[2]: torch.tensor([[3, 6, 7], [0, 1, 1]]),
+    }
+    return HeteroGraph(
+        index, {"input": ["a", "b", "c"], "function": FUNCTIONS, "output": ["y0", "y1"]}, warn=False
+    )
+
+
+def small_model(graph, seed=0, dtype=torch.float64, **options):
+    options = {"channels": 3, "layers": 4, "norm": "layer", "share_layers": False, **options}
+    torch.manual_seed(seed)
+    model = GSNN(graph.edge_index_dict, graph.node_names_dict, **options).to(dtype)
+    with torch.no_grad():  # without biases, nodes that see one input only would be exactly tied
+        for block in model.ResBlocks:
+            block.lin_in.bias.normal_(std=0.3)
+    return model
+
+
+def small_data(n=90, seed=0, dtype=torch.float64):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 3))
+    y = np.column_stack([np.tanh(x[:, 0] - x[:, 1]), x[:, 2] * 0.5]) + 0.3 * rng.normal(size=(n, 2))
+    return torch.tensor(x, dtype=dtype), torch.tensor(y, dtype=dtype)
+
+
+def batches(x, y, size=16):
+    return list(zip(x.split(size), y.split(size), strict=True))
+
+
+def brute_rank(table, source, target, score_col):
+    """Realistic raw rank by counting; a missing score is last."""
+    group = table[table.dst_func == target]
+    own = group.loc[group.src_func == source, score_col].item()
+    others = group.loc[group.src_func != source, score_col]
+    if np.isnan(own):
+        return 1.0 + len(others)
+    return 1.0 + (others > own).sum() + (others == own).sum() / 2
+
+
+class EdgeInfererContract:
+    member = ""
+    score_col = "score"
+    missing_edges = (("f0", "f4"), ("f7", "f3"), ("f2", "f5"))
+
+    def make(self, model, data):
+        """An unfitted inferer."""
+        raise NotImplementedError
+
+    def fit(self, inferer, model, x, y):
+        """Fit it on the samples."""
+        raise NotImplementedError
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def case(cls):
+        self = cls()
+        graph = small_graph()
+        model = small_model(graph)
+        x, y = small_data()
+        inferer = self.make(model, graph)
+        self.fit(inferer, model, x, y)
+        return SimpleNamespace(graph=graph, model=model, x=x, y=y, inferer=inferer, table=inferer.evaluate())
+
+    def test_table_has_the_shared_columns(self, case):
+        columns = list(case.table.columns)
+        assert columns[:6] == ["src_func", "dst_func", "src_idx", "dst_idx", self.score_col, "has_edge"]
+        assert columns[-2:] == ["p_value", "q_value"]
+        assert case.table.has_edge.dtype == bool
+        assert list(case.table.index) == list(range(len(case.table)))
+
+    def test_table_has_every_pair_once_and_knows_the_graph(self, case):
+        n = len(FUNCTIONS)
+        pairs = list(zip(case.table.src_idx, case.table.dst_idx, strict=True))
+        assert set(pairs) == {(i, j) for i in range(n) for j in range(n) if i != j}
+        assert len(pairs) == n * (n - 1)
+        assert [FUNCTIONS[i] for i in case.table.src_idx] == list(case.table.src_func)
+        assert [FUNCTIONS[j] for j in case.table.dst_idx] == list(case.table.dst_func)
+        kept = set(map(tuple, case.graph.edge_index_dict[EDGE_TYPES[0]].T.tolist()))
+        assert [pair in kept for pair in pairs] == list(case.table.has_edge)
+
+    def test_self_pairs_on_request(self, case):
+        table = case.inferer.evaluate(exclude_self=False)
+        assert len(table) == len(FUNCTIONS) ** 2
+        assert (table.src_idx == table.dst_idx).sum() == len(FUNCTIONS)
+
+    def test_rows_are_sorted_with_missing_scores_last_and_ties_by_index(self, case):
+        t = case.table
+        key = [(np.isnan(s), -s if s == s else 0.0) for s in t[self.score_col]]
+        rows = list(zip(key, t.src_idx, t.dst_idx, strict=True))
+        assert rows == sorted(rows)
+        assert t[self.score_col].notna().any()
+
+    def test_p_and_q_values(self, case):
+        p, q = case.table.p_value, case.table.q_value
+        assert p.dropna().between(0, 1).all()
+        np.testing.assert_allclose(q, benjamini_hochberg(p), rtol=1e-12)
+
+    def test_evaluate_is_repeatable(self, case):
+        pd.testing.assert_frame_equal(case.inferer.evaluate(), case.table)
+
+    def test_the_model_is_left_alone(self, case):
+        graph = small_graph()
+        model = small_model(graph, dropout=0.1)
+        inferer = self.make(model, graph)
+        self.fit(inferer, model, case.x, case.y)
+        inferer.evaluate()
+        for block in model.ResBlocks:
+            assert not block._store_activations
+            assert block._last_pre_norm_activation is None and block._last_activation is None
+
+    def test_evaluate_against_is_auc_and_rank_of_the_table(self, case):
+        result = case.inferer.evaluate_against(list(self.missing_edges), top_k=(1, 2, 4))
+        t = case.table
+        positive = np.array([pair in self.missing_edges for pair in zip(t.src_func, t.dst_func, strict=True)])
+        pool = ~t.has_edge.to_numpy()
+        scores = t[self.score_col].to_numpy(copy=True)
+        assert not np.isnan(scores[positive]).any()
+        scores = np.where(np.isnan(scores), -1e9, scores)  # missing scores lose
+        assert result["auc"] == pytest.approx(roc_auc_score(positive[pool], scores[pool]), abs=1e-12)
+        assert result["average_precision"] == pytest.approx(
+            average_precision_score(positive[pool], scores[pool]), abs=1e-12
+        )
+        rank = np.array([brute_rank(t, *pair, self.score_col) for pair in self.missing_edges])
+        assert result["mrr"] == pytest.approx((1 / rank).mean(), abs=1e-12)
+        for k in (1, 2, 4):
+            assert result[f"top@{k}"] == pytest.approx((rank <= k).mean())
+        assert (result["n_positives"], result["n_negatives"]) == (3, pool.sum() - 3)
+
+    def test_target_ranking_is_static_and_needs_only_the_table(self, case):
+        edges = [*self.missing_edges, ("f1", "f2")]  # a kept edge may be ranked as well
+        detail, summary = type(case.inferer).evaluate_target_ranking(
+            case.table, edges, score_col=self.score_col, top_k=(1, 3)
+        )
+        assert list(zip(detail.src_func, detail.dst_func, strict=True)) == edges
+        assert detail["rank"].tolist() == [brute_rank(case.table, *e, self.score_col) for e in edges]
+        assert (detail.n_candidates == len(FUNCTIONS) - 1).all()
+        assert set(summary) == {"n_positives", "mrr", "top@1", "top@3"}
+        assert summary["n_positives"] == 4
+        assert summary["mrr"] == pytest.approx((1 / detail["rank"]).mean())
+
+    def test_filtered_ranks_leave_out_what_is_known(self, case):
+        table = case.table
+        detail, _ = type(case.inferer).evaluate_target_ranking(
+            table, [("f7", "f3"), ("f1", "f3")], score_col=self.score_col, filtered=True
+        )
+        open_rows = table[~table.has_edge]
+        for own, other in (("f7", "f1"), ("f1", "f7")):
+            rest = open_rows[open_rows.src_func != other]
+            row = detail[detail.src_func == own].iloc[0]
+            assert row["rank"] == brute_rank(rest, own, "f3", self.score_col)
+            assert row.n_candidates == (rest.dst_func == "f3").sum()
+
+    def test_unfitted(self):
+        graph = small_graph()
+        inferer = self.make(small_model(graph), graph)
+        with pytest.raises(RuntimeError, match="call"):
+            inferer.evaluate()
+        with pytest.raises(RuntimeError, match="call"):
+            inferer.evaluate_against(list(self.missing_edges))
+
+    @pytest.mark.parametrize(
+        "edges, error, message",
+        [
+            ([], ValueError, "positive_edges must hold at least one edge, got none"),
+            ([("f0", "nobody")], ValueError, "positive_edges must name function nodes.*'nobody'"),
+            ([("f0", "a")], ValueError, "1 unknown: 'a'"),
+            ([("f0", "f4"), ("f0", "f4")], ValueError, r"each edge once, got \('f0', 'f4'\) twice"),
+            ([("f0", "f4", "f5")], TypeError, "name pairs, got the item"),
+            (["f0"], TypeError, "name pairs, got the item 'f0'"),
+            ("f0", TypeError, "name pairs, got 'f0'"),
+        ],
+    )
+    def test_bad_positive_edges(self, case, edges, error, message):
+        with pytest.raises(error, match=message):
+            case.inferer.evaluate_against(edges)
+        with pytest.raises(error, match=message):
+            type(case.inferer).evaluate_target_ranking(case.table, edges, score_col=self.score_col)
+
+    def test_positive_edges_that_are_no_missing_pairs(self, case):
+        with pytest.raises(ValueError, match=r"missing from the graph, got 1 kept edges: \('f0', 'f1'\)"):
+            case.inferer.evaluate_against([("f0", "f1"), ("f0", "f4")])
+        with pytest.raises(ValueError, match="must join two nodes"):
+            case.inferer.evaluate_against([("f8", "f8")])
+        with pytest.raises(ValueError, match=r"among the rows of res, got 1 that are not: \('f8', 'f8'\)"):
+            type(case.inferer).evaluate_target_ranking(case.table, [("f8", "f8")], score_col=self.score_col)
+
+    def test_bad_ranking_options(self, case):
+        rank = type(case.inferer).evaluate_target_ranking
+        with pytest.raises(ValueError, match="res must have the column 'nothing', got src_func"):
+            rank(case.table, list(self.missing_edges), score_col="nothing")
+        for top_k in ((), (0,), (1, 2.5)):
+            with pytest.raises(ValueError, match="top_k must be positive ints, got"):
+                rank(case.table, list(self.missing_edges), score_col=self.score_col, top_k=top_k)
+            with pytest.raises(ValueError, match="top_k must be positive ints, got"):
+                case.inferer.evaluate_against(list(self.missing_edges), top_k=top_k)
+
+    def test_models_and_graphs_that_cannot_be_inferred_from(self):
+        graph = small_graph()
+        with pytest.raises(ValueError, match="checkpoint=True"):
+            self.make(small_model(graph, checkpoint=True), graph)
+        with pytest.raises(ValueError, match="at least 2 layers to have a pair of them, got 1"):
+            self.make(small_model(graph, layers=1), graph)
+        bare = small_graph(function_edges=[])
+        with pytest.raises(ValueError, match="at least one function -> function edge, got none"):
+            self.make(small_model(bare), bare)
+        with pytest.raises(TypeError, match=r"model must have ResBlocks .* got Linear without them"):
+            self.make(torch.nn.Linear(3, 2), graph)
+        with pytest.raises(TypeError, match="data must have edge_index_dict"):
+            self.make(small_model(graph), object())
+
+        def renamed(names):
+            names = {**graph.node_names_dict, "function": names}
+            return SimpleNamespace(edge_index_dict=graph.edge_index_dict, node_names_dict=names)
+
+        with pytest.raises(ValueError, match="same order, got 'f8' where the model has 'f7'"):
+            self.make(small_model(graph), renamed([*FUNCTIONS[:7], "f8", "f7"]))
+        with pytest.raises(ValueError, match="the model's 9 function nodes, got a graph with 10"):
+            self.make(small_model(graph), renamed([*FUNCTIONS, "f9"]))

@@ -1,0 +1,162 @@
+"""The layout of the package, checked from its imports: arrows point down only."""
+
+import ast
+import importlib
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gsnn
+
+ROOT = Path(gsnn.__file__).resolve().parent
+FILES = sorted(ROOT.rglob("*.py"))
+
+# A room may import from itself and from the rooms listed with it.
+ARROWS = {
+    "graph": set(),
+    "functional": {"graph"},
+    "models": {"graph", "functional"},
+    "simulate": {"graph", "functional"},
+    "optim": {"graph", "functional"},
+    "top": {"graph", "functional", "models", "simulate", "optim"},
+}
+CORE = {
+    "torch",
+    "numpy",
+    "scipy",
+    "pandas",
+    "networkx",
+    "sklearn",
+    "matplotlib",
+    "tqdm",
+    "typer",
+    "safetensors",
+}
+# joblib comes with scikit-learn; the others are extras, imported where they are used.
+EXTRAS = {"joblib", "torch_geometric", "torch_scatter"}
+# Files past 400 lines, each with the reason why it is not two.
+LONG: dict[str, str] = {}
+
+
+def room(module):
+    """The room of a dotted module name such as 'gsnn.models.GSNN'."""
+    first = module.split(".")[1] if "." in module else ""
+    if first in ("graph", "graph_formats"):
+        return "graph"
+    return first if first in ARROWS else "top"
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path):
+    """Every module imported anywhere in the file, as (dotted name, line)."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}, line {node.lineno}: import by the full name"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                inside = (
+                    node.module.split(".")[0] == "gsnn" and importlib.util.find_spec(node.module) is not None
+                )
+                yield (full if inside and is_module(full) else node.module), node.lineno
+
+
+def is_module(name):
+    path = ROOT.parent.joinpath(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").exists()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_arrows_point_down(path):
+    here = room(module_name(path))
+    for name, line in imports(path):
+        if name.split(".")[0] == "gsnn" and name != "gsnn":
+            there = room(name)
+            assert there == here or there in ARROWS[here], (
+                f"{path}, line {line}: {here} must not import {name}"
+            )
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_core_dependencies_and_known_extras(path):
+    allowed = CORE | EXTRAS | {"gsnn"} | sys.stdlib_module_names
+    for name, line in imports(path):
+        assert name.split(".")[0] in allowed, (
+            f"{path}, line {line}: {name} is neither a dependency nor an extra"
+        )
+
+
+def test_no_utils():
+    assert not [path for path in FILES if path.stem in ("utils", "util", "helpers", "misc", "common")]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_long_files_have_a_reason(path):
+    name = path.relative_to(ROOT).as_posix()
+    lines = len(path.read_text().splitlines())
+    assert (lines > 400) == (name in LONG), f"{name} has {lines} lines: past 400 it needs a reason in LONG"
+
+
+def test_subpackages_export_no_class():
+    for path in ROOT.glob("*/__init__.py"):
+        names = [
+            node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
+        assert not names, f"{path} must import nothing, so that a module keeps its name"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "models.GSNN",
+        "models.SparseLinear",
+        "models.ResBlock",
+        "models.PathwayLatentRegularizer",
+        "optim.MagnitudeEdgeInferer",
+        "optim.MagnitudeEdgeRegressor",
+        "optim.MagnitudeEdgeKGE",
+        "simulate.simulate",
+        "simulate.nx2pyg",
+    ],
+)
+def test_a_module_and_its_class_share_a_name(name):
+    if not is_module(f"gsnn.{name}"):
+        pytest.skip(f"gsnn.{name} is not there yet")
+    module = importlib.import_module(f"gsnn.{name}")
+    package, last = name.split(".")
+    assert getattr(importlib.import_module(f"gsnn.{package}"), last) is module
+    assert callable(getattr(module, last))
+
+
+def test_import_is_light():
+    heavy = ["torch", "numpy", "scipy", "pandas", "networkx", "sklearn", "matplotlib", "typer", "tqdm"]
+    code = f"import sys, gsnn; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_short_names_resolve():
+    for name, module in gsnn._SHORT_NAMES.items():
+        if is_module(module):
+            assert getattr(gsnn, name) is getattr(importlib.import_module(module), name)
+    with pytest.raises(AttributeError, match="module 'gsnn' has no attribute 'nothing'"):
+        _ = gsnn.nothing
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_library_does_not_print(path):
+    if path.name == "cli.py":
+        pytest.skip("a command line prints its results")
+    for node in ast.walk(ast.parse(path.read_text())):
+        is_print = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+        assert not is_print, f"{path}, line {node.lineno}: use logging"

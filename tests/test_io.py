@@ -1,0 +1,248 @@
+"""One file per model: what comes back is what was saved, and damage is noticed."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from gsnn import io
+from gsnn.models.GSNN import GSNN
+from gsnn.train import Scaling, fit, predict
+
+
+def small_model(**options):
+    dtype = options.pop("dtype", torch.float32)
+    edges = {
+        ("input", "to", "function"): torch.tensor([[0, 1, 1], [0, 1, 2]]),
+        ("function", "to", "function"): torch.tensor([[2, 0, 1, 3, 0], [3, 1, 2, 0, 0]]),
+        ("function", "to", "output"): torch.tensor([[3, 2, 3], [0, 1, 1]]),
+    }
+    names = {"input": ["ä b", "in"], "function": ["p", "q", "r", "s"], "output": ["p", "o"]}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = GSNN(edges, names, **{"channels": 3, "layers": 3, **options}).to(dtype)
+        for parameter in model.parameters():  # biases and scales would else be 0 and 1
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def batch(model, n=6):
+    dtype = next(model.parameters()).dtype
+    return torch.randn(n, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "model.safetensors"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"share_layers": False, "norm": "groupbatch", "dropout": 0.2},
+        {"norm": "batch", "node_mlp": True, "node_mlp_hidden": 5},
+        {"norm": "rms", "nonlin": torch.nn.GELU, "bias": False, "dtype": torch.float64},
+        {"norm": "softmax", "residual": False, "norm_first": False, "share_layers": False},
+        {"norm": "none", "add_function_self_edges": False, "learn_residual": False},
+        {"dtype": torch.bfloat16, "affine": False},
+    ],
+)
+def test_round_trip(path, options):
+    model = small_model(**options)
+    x = batch(model)
+    model.train()(x)  # moves running statistics
+    model.eval()
+    io.save(model, path)
+    state = torch.get_rng_state()
+    loaded = io.load(path)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(loaded(x), model(x))
+    assert loaded.config == model.config and loaded.graph == model.graph
+    assert next(loaded.parameters()).dtype == next(model.parameters()).dtype
+    assert not loaded.training
+    assert sum(p.numel() for p in loaded.parameters()) == sum(p.numel() for p in model.parameters())
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_shared_layers_stay_shared_and_are_stored_once(path):
+    model = small_model(layers=7)
+    io.save(model, path)
+    stored = [name for name in load_file(path) if name.endswith("lin_in.values")]
+    assert stored == ["ResBlocks.0.lin_in.values"]
+    loaded = io.load(path)
+    assert loaded.ResBlocks[0].lin_in.values is loaded.ResBlocks[6].lin_in.values
+    assert torch.equal(loaded(batch(model)), model.eval()(batch(model)))
+
+
+@pytest.mark.parametrize("share_layers", [True, False])
+def test_pruned_model(path, share_layers):
+    model = small_model(share_layers=share_layers).eval()
+    assert model.prune(0.2) > 0
+    io.save(model, path)
+    loaded = io.load(path)
+    assert torch.equal(loaded(batch(model)), model(batch(model)))
+    for ours, theirs in zip(loaded.ResBlocks, model.ResBlocks, strict=True):
+        assert torch.equal(ours.lin_in.indices, theirs.lin_in.indices)
+        assert torch.equal(ours.lin_out.indices, theirs.lin_out.indices)
+
+
+def test_loaded_model_trains_on(path):
+    model = small_model(share_layers=False)
+    io.save(model, path)
+    loaded = io.load(path)
+    x = batch(model, 20).numpy()
+    y = np.column_stack([x[:, 0], x[:, 1]])
+    a = fit(model, x, y, epochs=2, seed=0, verbose=False)
+    b = fit(loaded, x, y, epochs=2, seed=0, verbose=False)
+    assert a == b or repr(a) == repr(b)  # val_loss is NaN, which equals nothing
+
+
+def test_a_fresh_process_predicts_bit_for_bit(path, tmp_path):
+    model = small_model(share_layers=False, norm="groupbatch")
+    x = batch(model, 30).numpy()
+    fit(model, x, 100 * x + 3, standardize=True, epochs=2, seed=0, verbose=False)
+    io.save(model, path)
+    np.save(tmp_path / "x.npy", x)
+    code = (
+        "import sys, numpy as np, gsnn; folder = sys.argv[1];"
+        "model = gsnn.load(folder + '/model.safetensors');"
+        "np.save(folder + '/out.npy', gsnn.predict(model, np.load(folder + '/x.npy')))"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code, str(tmp_path)], check=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), predict(model, x))
+
+
+def test_scaling_and_extra_travel_along(path):
+    model = small_model()
+    scaling = Scaling((0.1, 2.0), (1 / 3, 1e-30), (5.0, 6.0), (7.0, 1e300))
+    io.save(model, path, scaling=scaling, extra={"note": ["from", 1, None]})
+    assert io.load(path).scaling == scaling
+    header = io.read_header(path)
+    assert header["extra"] == {"note": ["from", 1, None]}
+    assert header["node_names"]["input"] == ["ä b", "in"]
+    assert set(header["versions"]) == {"gsnn", "torch", "safetensors"}
+    io.save(model, path)
+    assert io.load(path).scaling is None
+
+
+def test_file_holds_no_pickle_and_is_plain_safetensors(path):
+    io.save(small_model(), path)
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    assert json.loads(header["__metadata__"]["gsnn"])["config"]["nonlin"] == "ELU"
+
+
+def test_every_flipped_byte_is_noticed(path):
+    io.save(small_model(), path)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for place in [0, 8, 20, len(whole) - 1, *rng.integers(0, len(whole), 40).tolist()]:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"truncated|damaged|no gsnn header|format version|checksum"):
+            io.load(path)
+
+
+@pytest.mark.parametrize("keep", [0, 7, 100, 0.5, -1])
+def test_truncated_file(path, keep):
+    io.save(small_model(), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * keep) if isinstance(keep, float) else keep])
+    with pytest.raises(ValueError, match=r"not a whole safetensors file .*truncated"):
+        io.load(path)
+
+
+def rewrite(path, **changes):
+    """Change the header and leave everything else, checksum included, as it was."""
+    tensors = load_file(path)
+    with io.safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    header = json.loads(metadata["gsnn"]) | changes
+    save_file(tensors, path, {**metadata, "gsnn": json.dumps(header)})
+
+
+def test_changed_header_is_noticed(path):
+    io.save(small_model(), path)
+    rewrite(path, node_names={"input": ["in", "ä b"], "function": ["p", "q", "r", "s"], "output": ["p", "o"]})
+    with pytest.raises(ValueError, match=r"damaged or was changed .* checksum does not match"):
+        io.load(path)
+
+
+def test_other_format_version(path):
+    io.save(small_model(), path)
+    rewrite(path, format_version=99)
+    with pytest.raises(ValueError, match=r"has format version 99, this gsnn .* reads version 1"):
+        io.load(path)
+
+
+def test_files_of_others(path, tmp_path):
+    save_file({"w": torch.zeros(2)}, path)
+    with pytest.raises(ValueError, match=r"not one that gsnn\.save wrote"):
+        io.load(path)
+    path.write_bytes(b"hello")
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        io.load(path)
+    with pytest.raises(FileNotFoundError, match="no model file at"):
+        io.load(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match="no model file at"):
+        io.load(tmp_path)
+
+
+class Own(torch.nn.Module):
+    def forward(self, x):
+        return x.sin()
+
+
+class ELU(torch.nn.Module):  # the name of one of torch's, but not that one
+    def forward(self, x):
+        return x.cos()
+
+
+@pytest.mark.parametrize("nonlin", [Own, ELU, lambda: torch.nn.ReLU()])
+def test_own_nonlinearity_cannot_be_saved(path, nonlin):
+    with pytest.raises(ValueError, match=r"nonlin must be an activation class of torch\.nn to be saved"):
+        io.save(small_model(nonlin=nonlin), path)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("name", ["Linear", "Module", "os", "__name__", "MultiheadAttentionX"])
+def test_a_file_cannot_name_any_other_class(name):
+    with pytest.raises(ValueError, match="nonlinearity"):
+        io._nonlin_class(name)
+
+
+def test_only_a_gsnn_and_only_json(path):
+    with pytest.raises(TypeError, match="model must be a GSNN, got Linear"):
+        io.save(torch.nn.Linear(2, 2), path)
+    with pytest.raises(TypeError, match="extra must be plain JSON data"):
+        io.save(small_model(), path, extra={"x": object()})
+    assert not path.exists()
+
+
+def test_a_failed_save_leaves_the_old_file(path, monkeypatch):
+    io.save(small_model(), path)
+    old = path.read_bytes()
+
+    def full(tensors, name, metadata):
+        name.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(io, "save_file", full)
+    with pytest.raises(OSError, match="disk full"):
+        io.save(small_model(channels=4), path)
+    assert path.read_bytes() == old and os.listdir(path.parent) == [path.name]
+
+
+def test_files_get_the_users_usual_permissions(path):
+    plain = path.parent / "plain"
+    plain.write_text("")
+    io.save(small_model(), path)
+    assert path.stat().st_mode == plain.stat().st_mode
