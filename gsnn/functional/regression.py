@@ -33,7 +33,7 @@ class PooledFit(NamedTuple):
 
 
 def pooled_least_squares(x: Array, y: Array) -> PooledFit:
-    """One (N, T) coefficient matrix that predicts y[r] from x[r] in each of R slots, with its standard errors.
+    """One (N, T) coefficient matrix that predicts y[r] from x[r] in each of R slots, and its standard errors.
 
     The slots hold the same n samples measured in R ways, so the R residuals of a sample depend on each
     other; samples do not. Each slot has its own intercept.
@@ -43,18 +43,18 @@ def pooled_least_squares(x: Array, y: Array) -> PooledFit:
     x : (R, n, N) features
     y : (R, n, T) targets
 
-    Method: ordinary least squares of all R n rows. With F_r the centred features of slot r,
-    G = sum_r F_r' F_r, H_r = F_r G^-1 and S_rs = e_r . e_s / d the covariance of the residuals of one target in
-    slots r and s, the variance of its coefficient of feature i is sum_rs S_rs (H_r' H_s)_ii, the
-    covariance of a least-squares estimate under correlated errors (as for systems of equations, Zellner 1962).
-    d = n - 1 - v takes off the degrees spent, v = sum_rs S_rs trace(H_r F_s') / sum_r S_rr, which makes the
-    total residual variance unbiased; the t test has d degrees. With one slot v = N, and this is the textbook
-    t test of regression with an intercept. Several slots that repeat each other count once.
+    Method: ordinary least squares of all R n rows. With F_r the centred features of slot r, H_r = F_r G^-1,
+    G = sum_r F_r' F_r, and S_rs = e_r . e_s / d the covariance of one target's residuals in slots r and s,
+    the variance of its coefficient of feature i is sum_rs S_rs (H_r' H_s)_ii, that of a least-squares
+    estimate under correlated errors (as for systems of equations, Zellner 1962). d = n - 1 - v takes off the
+    degrees spent, v = sum_rs S_rs trace(H_r F_s') / sum_r S_rr, which makes the total residual variance
+    unbiased; the t test has d degrees. With one slot v = N, and this is the textbook t test of regression
+    with an intercept. Slots that repeat each other count once.
 
     NaN where a feature or a target is constant, where other features determine the feature, and everywhere
     if no degree of freedom is left.
     """
-    slots, n, features = x.shape
+    n, features = x.shape[1:]
     x = x - x.mean(1, keepdims=True)
     y = y - y.mean(1, keepdims=True)
     rows = x.reshape(-1, features)

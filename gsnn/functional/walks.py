@@ -147,3 +147,25 @@ def random_walks(table: Transitions, starts: ArrayLike, steps: int, rng: np.rand
             here = table.node[slot]
             rows[alive, step] = here
     return walks
+
+
+def window_pairs(
+    walks: Int, window: int, along: NDArray[np.bool_] | None = None
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Every (earlier, later) couple of nodes that are at most `window` steps apart in a walk: two (K,) arrays.
+
+    walks is (W, steps + 1) as `random_walks` gives it. With `along`, (W, steps) bool, only couples with no
+    step between them where it is False; what it says of steps after the end of a walk does not matter.
+    """
+    earlier, later = [], []
+    joined = np.ones((len(walks), walks.shape[1] - 1), dtype=bool) if along is None else along
+    for apart in range(1, min(window, walks.shape[1] - 1) + 1):
+        if apart > 1:
+            joined = joined[:, :-1] if along is None else joined[:, :-1] & along[:, apart - 1 :]
+        first, second = walks[:, :-apart], walks[:, apart:]
+        taken = joined & (second != DEAD_END)
+        earlier.append(first[taken])
+        later.append(second[taken])
+    if not earlier:
+        return np.empty(0, np.int32), np.empty(0, np.int32)
+    return np.concatenate(earlier), np.concatenate(later)

@@ -9,7 +9,8 @@ import torch
 from torch.utils.checkpoint import checkpoint as recompute
 
 from gsnn.functional.plan import Plan
-from gsnn.graph import EDGE_TYPES, HeteroGraph
+from gsnn.graph import NODE_TYPES, HeteroGraph
+from gsnn.models.flat import channel_pattern, flat_edges, flat_masks
 from gsnn.models.norms import NORMS, NodeNorm
 from gsnn.models.ResBlock import NodeMLP, ResBlock, run_fused
 from gsnn.models.SparseLinear import INITS, SparseLinear
@@ -136,27 +137,21 @@ class GSNN(torch.nn.Module):
         self.residual = residual
 
         names = self.graph.node_names_dict
-        n_function, n_input, n_output = (len(names[kind]) for kind in ("function", "input", "output"))
-        self.homo_names = [*names["function"], *names["input"], *names["output"]]
+        n_function, n_input, n_output = (len(names[kind]) for kind in NODE_TYPES)
+        self.homo_names = [name for kind in NODE_TYPES for name in names[kind]]
         self.num_nodes = len(self.homo_names)
-        edge_index = self._flat_edges(n_function, n_input, add_function_self_edges)
+        edge_index = flat_edges(self.graph, add_function_self_edges)
         if not edge_index.shape[1]:
             raise ValueError("edge_index_dict must hold at least one edge, got none")
-        self._register_masks(edge_index, n_function, n_input)
+        self.register_buffer("edge_index", edge_index, persistent=False)
+        for name, mask in flat_masks(edge_index, self.graph).items():
+            self.register_buffer(name, mask, persistent=False)
         self.plan = Plan(edge_index, n_function, n_input, n_output)
 
-        source, target = edge_index
-        channel = torch.arange(channels)
-        n_channels, n_edges = n_function * channels, edge_index.shape[1]
-
-        def pattern(edges: torch.Tensor, nodes: torch.Tensor, into: bool) -> torch.Tensor:
-            edge_of = edges.repeat_interleave(channels)
-            channel_of = (nodes[edges].unsqueeze(1) * channels + channel).flatten()
-            return torch.stack([edge_of, channel_of] if into else [channel_of, edge_of])
-
         # One tensor for all blocks: the pattern is the same in each.
-        in_pattern = pattern(self.plan.in_edges, target, into=True)
-        out_pattern = pattern(self.plan.out_edges, source, into=False)
+        n_channels, n_edges = n_function * channels, edge_index.shape[1]
+        in_pattern = torch.stack(channel_pattern(self.plan.in_edges, edge_index[1], channels))
+        out_pattern = torch.stack(channel_pattern(self.plan.out_edges, edge_index[0], channels)[::-1])
         channel_groups = torch.arange(n_function).repeat_interleave(channels)
 
         blocks: list[ResBlock] = []
@@ -188,35 +183,14 @@ class GSNN(torch.nn.Module):
     def _blocks(self) -> list[ResBlock]:
         return list(self.ResBlocks)  # type: ignore[arg-type]
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self._blocks[0].lin_in.values.dtype
+
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "GSNN":
         super()._apply(fn, recurse)
         self.plan = self.plan.to(self.edge_index.device)
         return self
-
-    def _flat_edges(self, n_function: int, n_input: int, self_edges: bool) -> torch.Tensor:
-        offset = {"function": 0, "input": n_function, "output": n_function + n_input}
-        parts = [
-            self.graph.edge_index_dict[kind].cpu() + torch.tensor([[offset[kind[0]]], [offset[kind[2]]]])
-            for kind in EDGE_TYPES
-        ]
-        if self_edges:
-            parts.append(torch.arange(n_function).repeat(2, 1))
-        return torch.cat(parts, dim=1)
-
-    def _register_masks(self, edge_index: torch.Tensor, n_function: int, n_input: int) -> None:
-        node = torch.arange(self.num_nodes)
-        source, target = edge_index
-        from_input = (source >= n_function) & (source < n_function + n_input)
-        into_output = target >= n_function + n_input
-        for name, mask in {
-            "edge_index": edge_index,
-            "input_node_mask": (node >= n_function) & (node < n_function + n_input),
-            "output_node_mask": node >= n_function + n_input,
-            "function_edge_mask": ~from_input & ~into_output,
-            "input_edge_mask": from_input,
-            "output_edge_mask": into_output,
-        }.items():
-            self.register_buffer(name, mask, persistent=False)
 
     def forward(
         self,
@@ -245,6 +219,10 @@ class GSNN(torch.nn.Module):
                 cost a synchronisation; :func:`gsnn.train.fit` looks everywhere).
             TypeError: x is not of the model's dtype.
         """
+        if torch.is_autocast_enabled(x.device.type):
+            # The layer is limited by memory, not arithmetic: lower precision would only cost accuracy.
+            with torch.autocast(x.device.type, enabled=False):
+                return self.forward(x.to(self._dtype), node_mask, edge_mask, ret_edge_out, e0)
         plan = self.plan
         self._check_input(x)
         dtype, samples = x.dtype, x.shape[0]
@@ -305,9 +283,7 @@ class GSNN(torch.nn.Module):
         plan = self.plan
         rows = state.index_select(0, plan.read_rows)
         sums = [
-            rows.narrow(0, bucket.row, bucket.size).view(bucket.nodes, bucket.degree, -1).sum(1)
-            if bucket.degree
-            else rows.new_zeros(bucket.nodes, rows.shape[1])
+            rows.narrow(0, bucket.row, bucket.size).view(bucket.nodes, bucket.degree, rows.shape[1]).sum(1)
             for bucket in plan.read_buckets
         ]
         outputs = sums[0] if len(sums) == 1 else torch.cat(sums).index_select(0, plan.read_back)
@@ -320,9 +296,8 @@ class GSNN(torch.nn.Module):
             raise ValueError(
                 f"x must have shape (B, {n_input}), one column per input node, got {tuple(x.shape)}"
             )
-        dtype = self._blocks[0].lin_in.values.dtype
-        if x.dtype != dtype:
-            raise TypeError(f"x must have the model's dtype {dtype}, got {x.dtype}")
+        if x.dtype != self._dtype:
+            raise TypeError(f"x must have the model's dtype {self._dtype}, got {x.dtype}")
         if not torch.compiler.is_compiling() and x.device.type == "cpu" and bool(x.isnan().any()):
             columns = x.isnan().any(0).nonzero().flatten().tolist()
             names = [self.graph.node_names_dict["input"][column] for column in columns[:5]]

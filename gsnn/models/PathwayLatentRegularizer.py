@@ -1,0 +1,322 @@
+"""A prior on the latent space of a GSNN: the members of a pathway vary together over the samples."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gsnn.functional.pathway import Memberships, dissimilarity, member_products, similarity
+
+PHIS = ("mean", "learned", "channel")
+CHANNEL_MIN_STD = 1e-3
+
+
+class PathwayLatentRegularizer(torch.nn.Module):
+    """Adds to a training loss that members of a pathway should correlate, and chosen pathways should not.
+
+    Let a (N, C, B) be the activations after the nonlinearity in one block (see
+    :class:`gsnn.models.ResBlock.ResBlock`), and W (K, N) the membership. With x a member and
+    ``s_k = sum_i W_ki x_i / sum_i |W_ki|`` the score of its pathway, both over the samples of the batch,
+
+    - ``L_sim = -lambda_sim sum_ki W_ki corr(x_i, s_k) / sum_ki |W_ki|``, the mean over memberships;
+    - ``L_dis = lambda_dis mean corr(s_k, s_m)**2`` over the pairs (k, m) of ``dissim_pairs``;
+
+    both averaged over the blocks. phi says what x is:
+
+    - ``'mean'``: the mean of a node's channels. ``'learned'``: a linear readout of C weights, the same for
+      all nodes, at first 1/C each. A module: its output (B, N) for the activations (B, N, C).
+    - ``'channel'``, recommended: each channel by itself, the loss averaged over channels. A scalar can be
+      made to agree while the channels do not, and then does not change what a node represents. Two
+      refinements are on: a member is correlated with the mean of the *other* members, since a small
+      pathway always correlates with a mean that contains itself; and members that no signal has reached
+      yet in a block have no part in it.
+
+    Usage: ``loss(model)`` once after each training forward pass, before the optimizer's step::
+
+        regularizer = PathwayLatentRegularizer(model, membership, phi="channel", lambda_sim=0.5)
+        for x, y in loader:
+            mse = torch.nn.functional.mse_loss(model(x), y)
+            sim, dis = regularizer.loss(model)
+            (mse + sim + dis).backward()
+            ...
+        regularizer.disable(model)
+
+    The model is no submodule. Extra parameters: C for ``'learned'``, those of a module, else none; give
+    them to the optimizer. Larger batches give better correlations: the noise of one falls with sqrt(B).
+
+    Args:
+        model: a GSNN; its captures are switched on, as by :meth:`enable`.
+        pathway_membership: (K, N) real weights, 0 = no member; columns in the order of the function
+            nodes. Array, tensor, torch sparse or scipy sparse, which stays sparse. Pathways may overlap
+            and nodes may be in none. A member with a negative weight is to correlate negatively.
+        dissim_pairs: pairs (k, m) of pathways that should not correlate.
+        lambda_sim, lambda_dis: non-negative weights of the two losses. They may be changed at any time.
+        phi: see above.
+        eps: floor of variances, > 0: a constant correlates with nothing, with a finite gradient.
+        leave_one_out: correlate members with the mean of the others; default: for ``'channel'`` only.
+            Pathways with one active member then count in no mean.
+        min_std: nodes whose channels have a root mean variance over the batch below this are left out of
+            a block; default 1e-3 for ``'channel'``, else 0.
+
+    Raises:
+        TypeError: a model without captures, or an argument of the wrong type.
+        ValueError: an argument out of its range or of the wrong shape.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        pathway_membership: Any,
+        dissim_pairs: Sequence[tuple[int, int]] | Tensor | None = None,
+        lambda_sim: float = 0.1,
+        lambda_dis: float = 0.0,
+        phi: str | torch.nn.Module = "mean",
+        eps: float = 1e-6,
+        leave_one_out: bool | None = None,
+        min_std: float | None = None,
+    ) -> None:
+        super().__init__()
+        blocks = _blocks(model)
+        self.channels = int(torch.bincount(blocks[0].channel_groups)[0])
+        self.n_nodes = len(blocks[0].channel_groups) // self.channels
+        for name, number in (("lambda_sim", lambda_sim), ("lambda_dis", lambda_dis)):
+            if not _is_number(number) or number < 0:
+                raise ValueError(f"{name} must be a non-negative number, got {number!r}")
+        if not _is_number(eps) or eps <= 0:
+            raise ValueError(f"eps must be a positive number, got {eps!r}")
+        if min_std is not None and (not _is_number(min_std) or min_std < 0):
+            raise ValueError(f"min_std must be a non-negative number, got {min_std!r}")
+        if not isinstance(phi, torch.nn.Module) and phi not in PHIS:
+            raise ValueError(f"phi must be one of {', '.join(PHIS)} or a torch.nn.Module, got {phi!r}")
+        self._edges, self.n_pathways = _edges(pathway_membership, self.n_nodes)
+        self._pairs = _pairs(dissim_pairs, self.n_pathways)
+        if lambda_dis > 0 and not len(self._pairs):
+            raise ValueError(f"dissim_pairs must be given where lambda_dis > 0, got {dissim_pairs!r}")
+        self.lambda_sim = lambda_sim
+        self.lambda_dis = lambda_dis
+        self.eps = eps
+        self.phi = phi
+        by_channel = phi == "channel"
+        self.leave_one_out = by_channel if leave_one_out is None else leave_one_out
+        self.min_std = (CHANNEL_MIN_STD if by_channel else 0.0) if min_std is None else min_std
+        if phi == "learned":
+            like = blocks[0].lin_in.values if hasattr(blocks[0], "lin_in") else torch.ones(())
+            self.readout = torch.nn.Parameter(like.new_full((self.channels,), 1 / self.channels))
+        self._lists: tuple[torch.device, Memberships, Tensor] | None = None
+        self.enable(model)
+
+    def enable(self, model: torch.nn.Module) -> None:
+        """Switch the model's captures on. The constructor has done it for its model; again is harmless."""
+        for block in _blocks(model):
+            block._store_activations = True
+        if _watch(model) is None:
+            model.register_forward_hook(_Watch())
+
+    def disable(self, model: torch.nn.Module) -> None:
+        """Switch the model's captures off and drop what was captured."""
+        for block in _blocks(model):
+            block._store_activations = False
+            block._last_pre_norm_activation = block._last_activation = None
+        for key, hook in list(model._forward_hooks.items()):
+            if isinstance(hook, _Watch):
+                del model._forward_hooks[key]
+
+    def loss(self, model: torch.nn.Module) -> tuple[Tensor, Tensor]:
+        """``(L_sim, L_dis)`` of the last training forward pass, scaled by their lambdas; add both.
+
+        Each forward pass is good for one call.
+
+        Returns:
+            Two scalars on the autograd graph, in the dtype of the activations (float32 for half
+            precision). In a block where no membership counts L_sim is 0.
+
+        Raises:
+            RuntimeError: captures are off, or there is no new forward pass in training mode and with
+                gradients since the last call or the last change of a parameter.
+            ValueError: fewer than 2 samples, another model's sizes, or a phi with a wrong output.
+        """
+        captured = self._captured(model)
+        members, pairs = self._on(captured[0].device)
+        sims, diss = [], []
+        for activation in captured:
+            rows = self._rows(activation)
+            products = member_products(rows, members, self.min_std)
+            sims.append(similarity(products, members, self.leave_one_out, self.eps))
+            if self.lambda_dis > 0:
+                diss.append(dissimilarity(products.scores, pairs, members.channels, self.eps))
+        sim = torch.stack(sims).mean()
+        dis = torch.stack(diss).mean() if diss else torch.zeros_like(sim)
+        return -self.lambda_sim * sim, self.lambda_dis * dis
+
+    def _captured(self, model: torch.nn.Module) -> list[Tensor]:
+        """The activations (B, N*C) of each block, once."""
+        watch = _watch(model)
+        if watch is None or not all(block._store_activations for block in _blocks(model)):
+            raise RuntimeError("model must have its captures on; call enable(model) before the forward pass")
+        captured = watch.take(model, self)
+        samples, width = captured[0].shape
+        if width != self.n_nodes * self.channels:
+            raise ValueError(
+                f"model must have {self.n_nodes} function nodes with {self.channels} channels, "
+                f"got {width} channels in all"
+            )
+        if samples < 2:
+            raise ValueError(f"a batch must have at least 2 samples to correlate over, got {samples}")
+        return captured
+
+    def _rows(self, activation: Tensor) -> Tensor:
+        """(B, N*C) -> (N*C, B) for ``'channel'``, else (N, B)."""
+        if activation.dtype in (torch.float16, torch.bfloat16):
+            activation = activation.float()
+        rows = activation.t()  # (N*C, B), contiguous as GSNN captures it
+        if self.phi == "channel":
+            return rows.contiguous()
+        by_node = rows.unflatten(0, (self.n_nodes, self.channels))  # (N, C, B)
+        if self.phi == "mean":
+            return by_node.mean(1)
+        if self.phi == "learned":
+            return torch.einsum("ncb,c->nb", by_node, self.readout.to(by_node))
+        assert isinstance(self.phi, torch.nn.Module)
+        scalar = self.phi(by_node.permute(2, 0, 1))
+        if scalar.shape != (activation.shape[0], self.n_nodes):
+            raise ValueError(
+                f"phi must map (B, N, C) to (B, N) = ({activation.shape[0]}, {self.n_nodes}), "
+                f"got {tuple(scalar.shape)}"
+            )
+        return scalar.t().to(rows.dtype).contiguous()
+
+    def _on(self, device: torch.device) -> tuple[Memberships, Tensor]:
+        if self._lists is None or self._lists[0] != device:
+            channels = self.channels if self.phi == "channel" else 1
+            group, row, weight = (part.to(device) for part in self._edges)
+            members = Memberships.of(group, row, weight, self.n_pathways, self.n_nodes, channels)
+            self._lists = device, members, self._pairs.to(device)
+        return self._lists[1:]
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.n_pathways} pathways, {len(self._edges[0])} memberships, phi={self.phi!r}, "
+            f"lambda_sim={self.lambda_sim}, lambda_dis={self.lambda_dis}"
+        )
+
+
+class _Watch:
+    """Forward hook of a model: remembers which captures come from a training forward pass.
+
+    It holds them by weak references, and a copied or unpickled one knows of none.
+    """
+
+    def __init__(self) -> None:
+        self._fresh: list[weakref.ref[Tensor]] = []
+        self._versions: list[int] = []
+        self._readers: set[int] = set()
+
+    def __reduce__(self) -> tuple[type[_Watch], tuple[()]]:
+        return _Watch, ()
+
+    @torch.compiler.disable
+    def __call__(self, model: torch.nn.Module, *_: Any) -> None:
+        captured = [block._last_activation for block in _blocks(model)]
+        if not model.training or any(a is None or not a.requires_grad for a in captured):
+            return
+        if self._is_fresh(captured):  # an older pass: this one has left no captures
+            return
+        self._fresh = [weakref.ref(a) for a in captured]
+        self._versions = [p._version for p in model.parameters()]
+        self._readers = set()
+
+    def _is_fresh(self, captured: Sequence[Tensor | None]) -> bool:
+        return len(self._fresh) == len(captured) and all(
+            a is not None and ref() is a for ref, a in zip(self._fresh, captured, strict=True)
+        )
+
+    def take(self, model: torch.nn.Module, reader: PathwayLatentRegularizer) -> list[Tensor]:
+        captured = [block._last_activation for block in _blocks(model)]
+        if any(a is None for a in captured):
+            raise RuntimeError("loss needs a forward pass of the model after enable(model), got none")
+        if not self._is_fresh(captured):
+            raise RuntimeError(
+                "loss needs a forward pass in training mode and with gradients, got captures of another one; "
+                "call model.train(), and the model outside torch.no_grad()"
+            )
+        if id(reader) in self._readers:
+            raise RuntimeError("loss needs a new forward pass for every call, got stale captures")
+        if self._versions != [p._version for p in model.parameters()]:
+            raise RuntimeError(
+                "loss needs a forward pass after the last change of the parameters, got stale captures; "
+                "call it before the optimizer's step"
+            )
+        self._readers.add(id(reader))
+        return captured
+
+
+def _watch(model: torch.nn.Module) -> _Watch | None:
+    return next((hook for hook in model._forward_hooks.values() if isinstance(hook, _Watch)), None)
+
+
+def _blocks(model: torch.nn.Module) -> list[Any]:
+    blocks = list(getattr(model, "ResBlocks", ()))
+    needed = ("channel_groups", "_store_activations", "_last_activation")
+    if not blocks or not all(hasattr(block, name) for block in blocks for name in needed):
+        raise TypeError(
+            "model must have ResBlocks with channel_groups and the switch _store_activations, as GSNN has; "
+            f"got {type(model).__name__} without them"
+        )
+    return blocks
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _edges(membership: Any, n_nodes: int) -> tuple[tuple[Tensor, Tensor, Tensor], int]:
+    """(pathway, node, weight), each (E,) on the CPU, of a (K, N) membership; and K."""
+    if isinstance(membership, Tensor):
+        found = membership.detach().cpu()
+        shape = tuple(found.shape)
+        if found.layout != torch.strided:
+            found = found.to_sparse_coo().coalesce()
+            (group, row), weight = found.indices(), found.values()
+        elif found.ndim == 2:
+            group, row = found.nonzero().t()
+            weight = found[group, row]
+    elif hasattr(membership, "tocoo"):
+        table = membership.tocsr().tocoo()  # through CSR, which sums duplicates
+        shape = table.shape
+        group, row, weight = (torch.as_tensor(np.array(part)) for part in (table.row, table.col, table.data))
+    else:
+        return _edges(torch.as_tensor(np.asarray(membership, dtype=np.float64)), n_nodes)
+    if len(shape) != 2 or shape[0] < 1 or shape[1] != n_nodes:
+        raise ValueError(
+            f"pathway_membership must have shape (K, {n_nodes}), one column per function node, got {shape}"
+        )
+    weight = weight.double()
+    if not bool(weight.isfinite().all()):
+        raise ValueError("pathway_membership must be finite, got NaN or infinity")
+    kept = weight != 0
+    if not bool(kept.any()):
+        raise ValueError("pathway_membership must have a member, got only zeros")
+    return (group[kept].long(), row[kept].long(), weight[kept]), shape[0]
+
+
+def _pairs(pairs: Any, n_pathways: int) -> Tensor:
+    if pairs is None:
+        return torch.empty(0, 2, dtype=torch.long)
+    found = torch.as_tensor(pairs).cpu()
+    if not found.numel():
+        return torch.empty(0, 2, dtype=torch.long)
+    if found.ndim != 2 or found.shape[1] != 2 or found.is_floating_point() or found.is_complex():
+        raise ValueError(f"dissim_pairs must be pairs (k, m) of pathway numbers, got {pairs!r}")
+    out = ((found < 0) | (found >= n_pathways)).any(1) | (found[:, 0] == found[:, 1])
+    if bool(out.any()):
+        raise ValueError(
+            f"dissim_pairs must be pairs of two different pathways from 0 to {n_pathways - 1}, "
+            f"got {tuple(found[out][0].tolist())}"
+        )
+    return found.long()
