@@ -497,7 +497,7 @@ def test_bad_inputs():
     with pytest.raises(TypeError, match="x must have the model's dtype torch.float64, got torch.float32"):
         model(x.float())
     x[2, 3] = float("nan")
-    with pytest.raises(ValueError, match="x must not contain NaN, got NaN in 1 columns: input3"):
+    with pytest.raises(ValueError, match="x must not contain NaN, got it in 1 columns: 'input3'"):
         model(x)
     x = x.nan_to_num()
     with pytest.raises(ValueError, match="edge_mask must have shape"):

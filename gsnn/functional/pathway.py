@@ -172,7 +172,9 @@ def member_products(rows: Tensor, members: Memberships, min_std: float = 0.0) ->
     return Products(*_MemberProducts.apply(rows, members, min_std))
 
 
-def similarity(products: Products, members: Memberships, leave_one_out: bool, eps: float) -> Tensor:
+def similarity(
+    products: Products, members: Memberships, leave_one_out: bool, eps: float
+) -> tuple[Tensor, Tensor]:
     """Weighted mean over the memberships of corr(member, score of its group); between -1 and 1.
 
     The weights are the absolute ones of the memberships, and a membership with a negative weight counts
@@ -187,7 +189,7 @@ def similarity(products: Products, members: Memberships, leave_one_out: bool, ep
         eps: floor of the variances.
 
     Returns:
-        A scalar; 0 where no membership counts.
+        A scalar, 0 where no membership counts; and 1 where any counts, else 0.
     """
     _, own, group, shared, share = products
     rest = 1.0
@@ -202,7 +204,9 @@ def similarity(products: Products, members: Memberships, leave_one_out: bool, ep
         shared = (shared - part) / rest
     correlation = shared * (own.clamp(min=eps) * group.clamp(min=eps)).rsqrt()
     weight = torch.where(counts, members.weight.to(own), 0.0)
-    return (weight * correlation).sum() / weight.abs().sum().clamp(min=torch.finfo(own.dtype).tiny)
+    total = weight.abs().sum()
+    mean = (weight * correlation).sum() / total.clamp(min=torch.finfo(own.dtype).tiny)
+    return mean, (total > 0).to(own)
 
 
 def dissimilarity(scores: Tensor, pairs: Tensor, channels: int, eps: float) -> Tensor:

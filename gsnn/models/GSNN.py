@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint as recompute
 
+from gsnn.functional.modes import evaluation_mode
 from gsnn.functional.plan import Plan
-from gsnn.graph import NODE_TYPES, HeteroGraph
+from gsnn.graph import NODE_TYPES, HeteroGraph, some_names
 from gsnn.models.flat import channel_pattern, flat_edges, flat_masks
 from gsnn.models.norms import NORMS, NodeNorm
 from gsnn.models.ResBlock import NodeMLP, ResBlock, run_fused
@@ -95,6 +96,8 @@ class GSNN(torch.nn.Module):
         learn_residual: bool = True,
         affine: bool = True,
     ) -> None:
+        graph_arguments = ("self", "edge_index_dict", "node_names_dict", "__class__")
+        config = {name: value for name, value in locals().items() if name not in graph_arguments}
         super().__init__()
         for name, number in (
             ("channels", channels),
@@ -111,24 +114,7 @@ class GSNN(torch.nn.Module):
             raise ValueError(f"init must be one of {', '.join(INITS)}, got {init!r}")
         if not callable(nonlin) or isinstance(nonlin, torch.nn.Module):
             raise TypeError(f"nonlin must be a module class such as torch.nn.ELU, got {nonlin!r}")
-        self.config: dict[str, Any] = {
-            "channels": channels,
-            "layers": layers,
-            "dropout": dropout,
-            "nonlin": nonlin,
-            "bias": bias,
-            "share_layers": share_layers,
-            "add_function_self_edges": add_function_self_edges,
-            "norm": norm,
-            "init": init,
-            "checkpoint": checkpoint,
-            "residual": residual,
-            "norm_first": norm_first,
-            "node_mlp": node_mlp,
-            "node_mlp_hidden": node_mlp_hidden,
-            "learn_residual": learn_residual,
-            "affine": affine,
-        }
+        self.config = config
         self.graph = HeteroGraph(edge_index_dict, node_names_dict, warn=False)
         self.channels = channels
         self.layers = layers
@@ -299,9 +285,11 @@ class GSNN(torch.nn.Module):
         if x.dtype != self._dtype:
             raise TypeError(f"x must have the model's dtype {self._dtype}, got {x.dtype}")
         if not torch.compiler.is_compiling() and x.device.type == "cpu" and bool(x.isnan().any()):
-            columns = x.isnan().any(0).nonzero().flatten().tolist()
-            names = [self.graph.node_names_dict["input"][column] for column in columns[:5]]
-            raise ValueError(f"x must not contain NaN, got NaN in {len(columns)} columns: {', '.join(names)}")
+            names = self.graph.node_names_dict["input"]
+            columns = [names[column] for column in x.isnan().any(0).nonzero().flatten().tolist()]
+            raise ValueError(
+                f"x must not contain NaN, got NaN in {len(columns)} columns: {some_names(columns)}"
+            )
 
     @staticmethod
     def _check_mask(mask: torch.Tensor, name: str, size: int, samples: int) -> None:
@@ -376,15 +364,12 @@ class GSNN(torch.nn.Module):
         """Eval mode with captures on; modes, switches and captures come back as they were."""
         blocks = self._blocks
         kept = [(b, b._store_activations, b._last_pre_norm_activation, b._last_activation) for b in blocks]
-        modes = [(module, module.training) for module in self.modules()]
         try:
-            self.eval()
             for block in blocks:
                 block._store_activations = True
-            yield
+            with evaluation_mode(self):
+                yield
         finally:
-            for module, mode in modes:
-                module.training = mode
             for block, stored, pre_norm, activation in kept:
                 block._store_activations = stored
                 block._last_pre_norm_activation = pre_norm

@@ -27,7 +27,7 @@ class PathwayLatentRegularizer(torch.nn.Module):
     - ``L_sim = -lambda_sim sum_ki W_ki corr(x_i, s_k) / sum_ki |W_ki|``, the mean over memberships;
     - ``L_dis = lambda_dis mean corr(s_k, s_m)**2`` over the pairs (k, m) of ``dissim_pairs``;
 
-    both averaged over the blocks. phi says what x is:
+    both averaged over the blocks (L_sim over those where any membership counts). phi says what x is:
 
     - ``'mean'``: the mean of a node's channels. ``'learned'``: a linear readout of C weights, the same for
       all nodes, at first 1/C each. A module: its output (B, N) for the activations (B, N, C).
@@ -134,7 +134,7 @@ class PathwayLatentRegularizer(torch.nn.Module):
 
         Returns:
             Two scalars on the autograd graph, in the dtype of the activations (float32 for half
-            precision). In a block where no membership counts L_sim is 0.
+            precision). L_sim is 0 where no membership counts in any block.
 
         Raises:
             RuntimeError: captures are off, or there is no new forward pass in training mode and with
@@ -143,14 +143,16 @@ class PathwayLatentRegularizer(torch.nn.Module):
         """
         captured = self._captured(model)
         members, pairs = self._on(captured[0].device)
-        sims, diss = [], []
+        sims, counted, diss = [], [], []
         for activation in captured:
             rows = self._rows(activation)
             products = member_products(rows, members, self.min_std)
-            sims.append(similarity(products, members, self.leave_one_out, self.eps))
+            mean, counts = similarity(products, members, self.leave_one_out, self.eps)
+            sims.append(mean)
+            counted.append(counts)
             if self.lambda_dis > 0:
                 diss.append(dissimilarity(products.scores, pairs, members.channels, self.eps))
-        sim = torch.stack(sims).mean()
+        sim = torch.stack(sims).sum() / torch.stack(counted).sum().clamp(min=1)
         dis = torch.stack(diss).mean() if diss else torch.zeros_like(sim)
         return -self.lambda_sim * sim, self.lambda_dis * dis
 

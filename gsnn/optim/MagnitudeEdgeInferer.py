@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gsnn.functional.modes import evaluation_mode
 from gsnn.functional.moments import (
     CoMoments,
     add_samples,
@@ -20,7 +21,7 @@ from gsnn.functional.moments import (
 )
 from gsnn.functional.significance import benjamini_hochberg, fisher_p
 from gsnn.optim.batch_scale import BatchScale, Crit
-from gsnn.optim.captures import Captures, evaluation_mode
+from gsnn.optim.captures import Captures
 from gsnn.optim.edge_table import (
     KeptEdges,
     check_missing,

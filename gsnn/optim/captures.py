@@ -138,15 +138,3 @@ class Captures:
 
 def _get(block: Any, attribute: str) -> Tensor | None:
     return getattr(block, attribute, None)
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode for the duration, then every submodule back in the mode that it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
