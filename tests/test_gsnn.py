@@ -525,3 +525,10 @@ def test_a_graph_without_edges_is_refused():
     names = {"input": ["x"], "function": ["f"], "output": ["y"]}
     with pytest.raises(ValueError, match="at least one edge"):
         GSNN(edges, names, 1, 1, add_function_self_edges=False)
+
+
+def test_config_rebuilds_the_model():
+    model, x = make(norm="rms", dropout=0.1, node_mlp=True)
+    twin = GSNN(model.graph.edge_index_dict, model.graph.node_names_dict, **model.config).double()
+    twin.load_state_dict(model.state_dict())
+    assert torch.equal(twin.eval()(x), model.eval()(x))

@@ -96,8 +96,9 @@ class GSNN(torch.nn.Module):
         learn_residual: bool = True,
         affine: bool = True,
     ) -> None:
-        graph_arguments = ("self", "edge_index_dict", "node_names_dict", "__class__")
-        config = {name: value for name, value in locals().items() if name not in graph_arguments}
+        config = dict(locals())
+        for name in ("self", "edge_index_dict", "node_names_dict", "__class__"):
+            del config[name]
         super().__init__()
         for name, number in (
             ("channels", channels),
@@ -288,7 +289,7 @@ class GSNN(torch.nn.Module):
             names = self.graph.node_names_dict["input"]
             columns = [names[column] for column in x.isnan().any(0).nonzero().flatten().tolist()]
             raise ValueError(
-                f"x must not contain NaN, got NaN in {len(columns)} columns: {some_names(columns)}"
+                f"x must not contain NaN, got it in {len(columns)} columns: {some_names(columns)}"
             )
 
     @staticmethod
