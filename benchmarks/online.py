@@ -2,15 +2,16 @@
 
 Each seed draws 2,000 + 500 samples and trains a GSNN with the regressor beside it, on the graph without 35 of
 its 72 function edges. After every epoch the AUC of the 17 validation edges decides whether the regressor's
-state is kept; the best one is judged on the 18 test edges. The post hoc scores of the same final model stand
-beside it, and use no labels at all; the regressor's last state, `last`, uses none either. Negatives of the AUC
-are all other pairs that are neither a kept edge nor self, validation edges among them; ranks are raw, so kept
-edges compete.
+state is kept; the best is judged on the 18 test edges, scored by |W| (`abs`, the default) or W (`signed`).
+The regressor's last state and the post hoc scores of the same final model stand beside it, and use no labels
+at all. Negatives of the AUC are all other pairs that are neither a kept edge nor self, validation edges among
+them; ranks are raw, so kept edges compete.
 
     python benchmarks/online.py --seeds 20 --jobs 2
 """
 
 import argparse
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ SETTINGS = {
     "regressor_ridge": 1e-2,
     "regressor_dropout": 0.2,
 }
+MODES = ("abs", "signed")
 MEASURES = ("auc", "average_precision", "mrr", "top@1", "top@5")
 
 
@@ -72,6 +74,7 @@ def one_seed(seed: int) -> list[dict]:
     )
     loader = DataLoader(TensorDataset(x, y), batch_size=SETTINGS["batch_size"], shuffle=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=SETTINGS["lr"])
+    best: dict[str, tuple[float, int, dict]] = {}
     for epoch in range(SETTINGS["epochs"]):
         for xb, yb in loader:
             regressor.pre_forward()
@@ -81,27 +84,39 @@ def one_seed(seed: int) -> list[dict]:
             loss.backward()
             regressor.aux_step()
             optimizer.step()
-        if regressor.maybe_save_best(regressor.evaluate_against(scenario.validation_edges)["auc"]):
-            best_epoch = epoch + 1
+        for mode in MODES:  # of the same W
+            regressor.score_mode = mode
+            auc = regressor.evaluate_against(scenario.validation_edges)["auc"]
+            if mode not in best or auc > best[mode][0]:
+                best[mode] = (auc, epoch + 1, copy.deepcopy(regressor.state_dict()))
     model.eval()
     with torch.no_grad():
         test_mse = float(torch.nn.functional.mse_loss(model(x_test), y_test))
     rows = []
 
-    def record(method: str, found: dict, table: pd.DataFrame) -> None:
-        row = {"seed": seed, "method": method, "test_mse": test_mse, "best_epoch": best_epoch}
+    def record(method: str, epoch: int, found: dict, table: pd.DataFrame) -> None:
+        row = {"seed": seed, "method": method, "epoch": epoch, "test_mse": test_mse}
         row |= {name: found[name] for name in MEASURES}
         row["n_q05"] = int(((table.q_value <= 0.05) & ~table.has_edge).sum())
         rows.append(row)
 
-    record("last", regressor.evaluate_against(scenario.test_edges), regressor.evaluate())
-    regressor.load_best()
-    record("regressor", regressor.evaluate_against(scenario.test_edges), regressor.evaluate())
+    last = copy.deepcopy(regressor.state_dict())
+    for mode, (_, epoch, state) in best.items():
+        regressor.score_mode = mode
+        for name, at, content in (("best", epoch, state), ("last", SETTINGS["epochs"], last)):
+            regressor.load_state_dict(content)
+            found = regressor.evaluate_against(scenario.test_edges)
+            record(f"regressor {mode}, {name}", at, found, regressor.evaluate())
     inferer = MagnitudeEdgeInferer(model, graph)
     inferer.fit(loader, verbose=False)
     for score in ("corr", "partial"):
         options = {"score": score, "layer_agg": "max"}
-        record(score, inferer.evaluate_against(scenario.test_edges, **options), inferer.evaluate(**options))
+        record(
+            score,
+            SETTINGS["epochs"],
+            inferer.evaluate_against(scenario.test_edges, **options),
+            inferer.evaluate(**options),
+        )
     return rows
 
 
@@ -123,7 +138,7 @@ def main() -> None:
             values = part[name].to_numpy()
             means = rng.choice(values, (10_000, len(values))).mean(1)
             low, high = np.quantile(means, [0.025, 0.975])
-            print(f"{method:>9} {name}: {values.mean():.3f}, bootstrap 95% interval {low:.3f} to {high:.3f}")
+            print(f"{method:>22} {name}: {values.mean():.3f}, bootstrap 95% interval {low:.3f} to {high:.3f}")
     args.out.parent.mkdir(exist_ok=True)
     stamped = rows.round(6).assign(**{**SETTINGS, **stamp(), "threads": 1})
     stamped.to_csv(args.out, index=False)

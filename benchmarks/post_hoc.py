@@ -37,7 +37,8 @@ SETTINGS = {
 }
 
 
-def one_seed(seed: int) -> list[dict]:
+def fitted(seed: int) -> tuple[Scenario, MagnitudeEdgeInferer, dict[str, float]]:
+    """The scenario, the inferer fitted on one seed's trained model, and that model's test errors."""
     torch.set_num_threads(1)
     np.random.seed(seed)  # noqa: NPY002 - the published protocol draws from the global state
     torch.manual_seed(seed)
@@ -69,6 +70,11 @@ def one_seed(seed: int) -> list[dict]:
     linear_mse = reachable_least_squares(scenario, x, x_test, y, y_test)
     inferer = MagnitudeEdgeInferer(model, graph)
     inferer.fit(loader, verbose=False)
+    return scenario, inferer, {"test_mse": test_mse, "linear_mse": linear_mse}
+
+
+def one_seed(seed: int) -> list[dict]:
+    scenario, inferer, errors = fitted(seed)
     rows = []
     for score in ("corr", "partial"):
         for layer_agg in ("max", "mean"):
@@ -76,7 +82,7 @@ def one_seed(seed: int) -> list[dict]:
             table = inferer.evaluate(score=score, layer_agg=layer_agg)
             significant = int(((table.q_value <= 0.05) & ~table.has_edge).sum())
             row = {"seed": seed, "score": score, "layer_agg": layer_agg}
-            row |= {"test_mse": test_mse, "linear_mse": linear_mse}
+            row |= errors
             row |= {name: found[name] for name in ("auc", "average_precision", "mrr", "top@1", "top@5")}
             rows.append({**row, "n_q05": significant})
     return rows

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -48,31 +48,31 @@ def run(
     y: Annotated[Path, typer.Option(help="Outputs: samples x output nodes; empty cells were not measured.")],
     out: Annotated[Path, typer.Option(help="Folder for the results; must be empty or new.")],
     nodes: Annotated[
-        Optional[Path], typer.Option(help="Table node, type; needed only to fix the order of the nodes.")  # noqa: UP045
+        Path | None, typer.Option(help="Table node, type; needed only to fix the order of the nodes.")
     ] = None,
     groups: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="Table sample, group: samples of one group are never split between folds."),
     ] = None,
     group_column: Annotated[
-        Optional[str], typer.Option(help="Which column of --groups, where it has several.")  # noqa: UP045
+        str | None, typer.Option(help="Which column of --groups, where it has several.")
     ] = None,
     folds: Annotated[int, typer.Option(help="Folds of the cross-validation; 0: one 80/20 split.")] = 5,
     seed: Annotated[int, typer.Option(help="Fixes splits, initial weights, batches and dropout.")] = 0,
     channels: Annotated[int, typer.Option(help="Channels per function node.")] = 8,
     layers: Annotated[
-        Optional[int], typer.Option(help="Layers; by default enough for the longest shortest path, 4 to 12.")  # noqa: UP045
+        int | None, typer.Option(help="Layers; by default enough for the longest shortest path, 4 to 12.")
     ] = None,
     norm: Annotated[str, typer.Option(help="layer, rms, softmax, groupbatch, batch or none.")] = "groupbatch",
     dropout: Annotated[float, typer.Option(help="Share of channels dropped in training.")] = 0.2,
     lr: Annotated[float, typer.Option(help="First learning rate; it falls to 0 as a cosine.")] = 3e-3,
     epochs: Annotated[
-        Optional[int], typer.Option(help="Epochs; by default about 1,500 steps, in 30 to 400 epochs.")  # noqa: UP045
+        int | None, typer.Option(help="Epochs; by default about 2,000 steps, in 30 to 400 epochs.")
     ] = None,
     weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = 1e-2,
     batch_size: Annotated[int, typer.Option(help="Samples per step.")] = 64,
     top: Annotated[int, typer.Option(help="How many edges to draw and print.")] = 15,
-    device: Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1, ...; by default cpu.")] = None,  # noqa: UP045
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default cpu.")] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace results in a folder that is not empty.")
     ] = False,
@@ -126,8 +126,8 @@ def demo(
     _summary(found.result, out, 5)
     typer.echo(
         f"\n{found.held_out} true edges were hidden from the graph. "
-        f"{found.found} of them are among the first {found.looked_at} of {len(found.result.edges)} ranked pairs; "
-        f"a random order would have {found.chance:.1f}."
+        f"{found.found} of them are among the first {found.looked_at} of {len(found.result.edges)} ranked "
+        f"pairs; a random order would have {found.chance:.1f}."
     )
 
 
@@ -139,7 +139,8 @@ def _user_errors() -> Iterator[None]:
         typer.echo(f"warning: {message}", err=True)
 
     with warnings.catch_warnings():
-        warnings.showwarning = show  # type: ignore[assignment]
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = show
         try:
             yield
         except (ValueError, TypeError, OSError, FloatingPointError) as err:
@@ -151,8 +152,8 @@ def _summary(result: Result, out: Path, top: int) -> None:
     metrics = result.metrics
     sizes = metrics["data"]
     typer.echo(
-        f"{sizes['samples']} samples, {sizes['input_nodes']} inputs, {sizes['function_nodes']} function nodes, "
-        f"{sizes['output_nodes']} outputs; {len(metrics['r2_by_fold']['gsnn'])} test fold(s)"
+        f"{sizes['samples']} samples, {sizes['input_nodes']} inputs, {sizes['function_nodes']} function "
+        f"nodes, {sizes['output_nodes']} outputs; {len(metrics['r2_by_fold']['gsnn'])} test fold(s)"
     )
     typer.echo("\n  model   R2 on test folds   mean squared error")
     for method, value in metrics["r2"].items():
@@ -163,7 +164,7 @@ def _summary(result: Result, out: Path, top: int) -> None:
             f"\nA simple model that sees every input does better by {lead:.2f}: a sign that the graph lacks "
             "edges, or that the GSNN needs other settings."
         )
-    typer.echo(f"\nBest candidates for missing edges, of {len(result.edges)} (edges.csv):")
+    typer.echo(f"\nBest candidates for missing edges, of {metrics['edges']['pairs']:,} pairs (edges.csv):")
     for row in result.edges.head(top).itertuples():
         typer.echo(f"  {row.rank:>3}  {row.source} -> {row.target}  score {row.score:.3f}")
     typer.echo(f"\n{metrics['edges']['caution']}")

@@ -70,12 +70,12 @@ def baseline(kind: str, x: Array, y: Array, x_test: Array, seed: int) -> Array:
             model = MLPRegressor(
                 hidden_layer_sizes=(64, 64),
                 alpha=3.0,
-                max_iter=2000,
-                tol=1e-5,
-                n_iter_no_change=30,
+                learning_rate_init=3e-3,
+                max_iter=500,
+                n_iter_no_change=20,
                 random_state=seed,
             )
-        with warnings.catch_warnings():  # a baseline cut off after 2,000 epochs is good enough
+        with warnings.catch_warnings():  # a baseline cut off after 500 epochs is good enough
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.fit(x[rows], target if len(columns) > 1 else target[:, 0])
         out[:, columns] = model.predict(x_test).reshape(len(x_test), -1)

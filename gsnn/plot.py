@@ -132,15 +132,16 @@ def layered_graph(
     edges = [e for e in edges if e[0] not in busy]
     total = len(nodes)
     if total > max_nodes:
-        nodes, edges = _surroundings(nodes, edges, coloured, max_nodes)
+        nodes, edges = _surroundings(nodes, edges, coloured, min(max_nodes, max(50, 2 * len(ends))))
     place = _layout(nodes, edges)
     columns = max((x for x, _ in place.values()), default=1.0) + 1
     height = max(y for _, y in place.values()) - min(y for _, y in place.values()) + 1
-    ax = _axes(ax, (min(max(1.05 * columns, 5.0), 18.0), min(max(0.4 * height + 1.2, 3.5), 18.0)))
+    ax = _axes(ax, (min(max(1.05 * columns, 7.0), 18.0), min(max(0.4 * height + 1.2, 3.5), 18.0)))
 
     font = 8.0 if len(nodes) <= 60 else 6.5
+    grey = "0.72" if len(edges) < 250 else "0.85"
     for source, target in edges:
-        _arrow(ax, place[source], place[target], color="0.72", lw=0.7, z=1)
+        _arrow(ax, place[source], place[target], color=grey, lw=0.7, z=1)
     for group, colour, style, label in (
         (missed, BLUE, (0, (4, 2)), "held out, not found"),
         (other, VERMILLION, "-", "inferred"),
@@ -149,19 +150,19 @@ def layered_graph(
         for u, v in group:
             if ("function", u) in place and ("function", v) in place:
                 start, end = place["function", u], place["function", v]
-                _arrow(ax, start, end, color=colour, lw=1.8, z=3, style=style, bend=0.18)
+                _arrow(ax, start, end, color=colour, lw=1.8, z=6, style=style, bend=0.15)
         if group:
             ax.plot([], [], color=colour, ls=style, lw=1.8, label=f"{label} ({len(group)})")
-    ax.plot([], [], color="0.72", lw=0.9, label="in the graph")
+    ax.plot([], [], color=grey, lw=0.9, label="in the graph")
     for kind, colour, marker in (("input", SKY, "s"), ("function", "white", "o"), ("output", ORANGE, "s")):
         points = [place[n] for n in nodes if n[0] == kind]
         if points:
             xs, ys = zip(*points, strict=True)
-            ax.scatter(xs, ys, s=42, c=colour, marker=marker, edgecolors="0.25", linewidths=0.8, zorder=4)
+            ax.scatter(xs, ys, s=42, c=colour, marker=marker, edgecolors="0.25", linewidths=0.8, zorder=7)
         for _, name in (n for n in nodes if n[0] == kind):
             x, y = place[kind, name]
             side = {"input": (-6, 0, "right", "center"), "output": (6, 0, "left", "center")}
-            dx, dy, ha, va = side.get(kind, (0, 5, "center", "bottom"))
+            dx, dy, ha, va = side.get(kind, (3, 4, "left", "bottom"))
             text = ax.annotate(
                 name,
                 (x, y),
@@ -182,7 +183,13 @@ def layered_graph(
         notes.append(f"{len(nodes)} of {total} nodes: the surroundings of the coloured edges")
     if notes:
         ax.text(0.0, -0.01, "\n".join(notes), transform=ax.transAxes, fontsize=7, color="0.35", va="top")
-    ax.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
+    ax.legend(
+        frameon=False,
+        fontsize=8,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        ncols=2 if columns < 9 else 4,
+    )
     ax.margins(x=0.08, y=0.06)
     ax.set_axis_off()
     return ax
@@ -267,9 +274,6 @@ def _surroundings(
     while ring and len(chosen) < most:
         ring = list(dict.fromkeys(m for n in ring for m in near.get(n, ()) if m not in chosen))
         chosen.update(dict.fromkeys(ring[: most - len(chosen)]))
-        if not coloured or len(chosen) > most // 2:
-            continue
-        break
     return [n for n in nodes if n in chosen], [(a, b) for a, b in edges if a in chosen and b in chosen]
 
 

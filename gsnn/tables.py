@@ -17,6 +17,8 @@ import pandas as pd
 from gsnn.arrays import select_columns
 from gsnn.graph import EDGE_TYPES, GraphWarning, HeteroGraph, some_names
 
+_GAPS = ["", "NA", "N/A", "NaN", "nan", "NULL", "null", "None", "-", "."]
+
 FilePath = str | PathLike[str]
 
 
@@ -57,7 +59,8 @@ def load_data(
         groups: optional table from sample to group; samples of one group stay together in a split.
         group_column: which column of it, where it has several.
 
-    Files are tab-separated, or comma-separated if they end in ``.csv`` (``.gz`` may follow).
+    All are tab-separated; x, y and groups may also be comma-separated (files that end in ``.csv``) and
+    compressed (``.gz``).
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -106,8 +109,9 @@ def _untyped_graph(
     orphans = [name for i, name in enumerate(names["function"]) if i not in fed]
     if orphans:
         warnings.warn(
-            f"{edges} has no column 'etype' and there is no table of nodes, so {len(orphans)} name(s) that no "
-            f"edge points to, and that {x_name} lacks, were taken for function nodes: {some_names(orphans)}",
+            f"{edges} has no column 'etype' and there is no table of nodes, so {len(orphans)} name(s) that "
+            f"no edge points to, and that {x_name} lacks, were taken for function nodes: "
+            f"{some_names(orphans)}",
             GraphWarning,
             stacklevel=3,
         )
@@ -117,34 +121,36 @@ def _untyped_graph(
 def read_table(path: FilePath) -> pd.DataFrame:
     """A numeric table: the first column names the rows, the header the other columns.
 
-    A header that is one name short, as R's ``write.table`` leaves it, is understood. Empty cells, ``NA``
-    and ``NaN`` become NaN.
+    A header that is one name short, as R's ``write.table`` leaves it, is understood. Empty cells, ``NA``,
+    ``NaN`` and the like become NaN.
 
     Raises:
         ValueError: an empty file, a name that is missing or there twice, a cell that is not a number.
     """
     header, first = _lines(path)
-    if len(first) == len(header) + 1:
-        header = ["", *header]
-    if len(header) < 2 or not first:
+    names = header if len(first) == len(header) + 1 else header[1:]
+    header = ["\0sample", *names]  # a name that no column has
+    if not names or not first:
         raise ValueError(f"{path} must have a header, a column of sample names and at least one more column")
-    names = header[1:]
     _check_names(names, f"{path}: column")
     try:
-        table = pd.read_csv(
-            path,
-            sep=_separator(path),
-            header=None,
-            skiprows=1,
-            names=["\0sample", *names],  # a name that no column can have
-            converters={"\0sample": str},  # 'NA' is a legal name of a sample
-            index_col=False,
-            encoding="utf-8-sig",
-            float_precision="round_trip",
-        )
-    except (pd.errors.ParserError, UnicodeDecodeError) as err:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # a row longer than the header
+            table = pd.read_csv(
+                path,
+                sep=_separator(path),
+                header=None,
+                skiprows=1,
+                names=header,
+                index_col=False,
+                dtype={header[0]: str},
+                keep_default_na=False,
+                na_values=dict.fromkeys(names, _GAPS),  # in cells, not in the names of samples
+                encoding="utf-8-sig",
+            )
+    except (pd.errors.ParserError, pd.errors.ParserWarning, UnicodeDecodeError) as err:
         raise ValueError(f"{path} cannot be read as a table: {err}") from None
-    samples = table.pop("\0sample").tolist()
+    samples = table.pop(header[0]).tolist()
     _check_names(samples, f"{path}: sample")
     for column in table.columns:
         cells = table[column]

@@ -18,6 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from gsnn.arrays import Scaling, as_pair, as_table, is_frame, node_names, scaling_of, set_scaling
+from gsnn.functional.modes import evaluation_mode, modes_kept
 from gsnn.graph import some_names
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def fit(
     rates: list[float] = []
     best, best_epoch, best_loss = _snapshot(model), 0, math.inf
     stopped = False
-    with _modes_kept(model), _seeded(seed, device), _bar(epochs, verbose) as bar:
+    with modes_kept(model), _seeded(seed, device), _bar(epochs, verbose) as bar:
         for epoch in range(1, epochs + 1):
             model.train()
             order = torch.randperm(len(xs), generator=rng).to(device)
@@ -184,7 +185,10 @@ def fit(
                     f"A lower lr (now {lr:g}) or another norm usually helps"
                 )
             bar.update()
-            bar.set_postfix(train=f"{train_loss[-1]:.4g}", val=f"{val_loss[-1]:.4g}", refresh=False)
+            shown = {"train": f"{train_loss[-1]:.4g}"} | (
+                {} if val is None else {"val": f"{val_loss[-1]:.4g}"}
+            )
+            bar.set_postfix(shown, refresh=False)
             if val is not None and val_loss[-1] < best_loss:
                 best, best_epoch, best_loss = _snapshot(model), epoch, val_loss[-1]
             elif patience is not None and epoch - best_epoch >= patience:
@@ -215,8 +219,7 @@ def predict(model: torch.nn.Module, x: Any, *, batch_size: int = 1024) -> Any:
     if scaling is not None:
         xs = scaling.scale_x(xs)
     parts = []
-    with _modes_kept(model), torch.no_grad():
-        model.eval()
+    with evaluation_mode(model), torch.no_grad():
         for rows in torch.split(xs, batch_size):
             parts.append(model(rows.to(param.device, param.dtype)).to("cpu"))
     yhat = torch.cat(parts) if parts else torch.zeros(0, len(node_names(model, "output")), dtype=param.dtype)
@@ -257,17 +260,6 @@ def _evaluate(
 
 def _snapshot(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {k: v.detach().clone() for k, v in model.state_dict().items()}
-
-
-@contextlib.contextmanager
-def _modes_kept(model: torch.nn.Module) -> Iterator[None]:
-    """Puts back train or eval mode of every submodule, which a bare ``train()`` would flatten."""
-    modes = [(m, m.training) for m in model.modules()]
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextlib.contextmanager

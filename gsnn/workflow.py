@@ -122,7 +122,8 @@ def run(
         "settings": asdict(options),
         **scores(data.y, splits, yhat),
         "edges": {
-            "ranked": len(edges),
+            "pairs": n_pairs(data.graph),
+            "listed": len(edges),
             "how": SCORE,
             "caution": CAUTION,
         },
@@ -197,8 +198,8 @@ def default_layers(graph: HeteroGraph) -> int:
 
 
 def default_epochs(n_samples: int, batch_size: int) -> int:
-    """About 1,500 steps, in 30 to 400 epochs."""
-    return int(np.clip(math.ceil(1500 / math.ceil(n_samples / batch_size)), 30, 400))
+    """About 2,000 steps, in 30 to 400 epochs."""
+    return int(np.clip(math.ceil(2000 / math.ceil(n_samples / batch_size)), 30, 400))
 
 
 def cross_validate(
@@ -276,11 +277,12 @@ def rank_edges(model: GSNN, data: Data, *, verbose: bool) -> pd.DataFrame:
     """The function -> function pairs that are no kept edge, best candidate first."""
     scaling = scaling_of(model)
     assert scaling is not None
-    x = scaling.scale_x(torch.as_tensor(data.x.to_numpy()))
-    y = scaling.scale_y(torch.as_tensor(data.y.to_numpy()))
-    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x.float(), y.float()), batch_size=256)
+    param = next(model.parameters())
+    x = scaling.scale_x(torch.as_tensor(data.x.to_numpy(copy=True))).to(param.dtype)
+    y = scaling.scale_y(torch.as_tensor(data.y.to_numpy(copy=True))).to(param.dtype)
+    batches = list(zip(x.split(256), y.split(256), strict=True))
     inferer = MagnitudeEdgeInferer(model, data.graph)
-    inferer.fit(loader, verbose=verbose)
+    inferer.fit(batches, verbose=verbose)
     n = inferer.N
     top_k = None if n * n <= 4 * _MOST_EDGES else max(1, 2 * _MOST_EDGES // n)
     table = inferer.evaluate(layer_agg="max", score="partial", top_k=top_k)
@@ -295,6 +297,13 @@ def rank_edges(model: GSNN, data: Data, *, verbose: bool) -> pd.DataFrame:
             "q_value": table["q_value"].to_numpy(),
         }
     )
+
+
+def n_pairs(graph: HeteroGraph) -> int:
+    """Ordered pairs of two function nodes that are no edge of the graph."""
+    n = len(graph.node_names_dict["function"])
+    source, target = graph.edge_index_dict[EDGE_TYPES[0]]
+    return n * (n - 1) - int((source != target).sum())
 
 
 @dataclass(frozen=True)

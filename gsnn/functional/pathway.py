@@ -119,8 +119,9 @@ class _MemberProducts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, members: Memberships, min_std: float) -> tuple[Tensor, ...]:
         samples = rows.shape[1]
-        rows = rows - rows.mean(1, keepdim=True)
-        variance = torch.linalg.vector_norm(rows, dim=1).square_().div_(samples)
+        mean = rows.mean(1, keepdim=True)
+        centred = rows - mean  # not kept: the rows are alive anyway
+        variance = torch.linalg.vector_norm(centred, dim=1).square_().div_(samples)
         share = members.weight.to(rows)
         if min_std > 0:
             active = variance.view(-1, members.channels).mean(1) >= min_std**2
@@ -130,13 +131,13 @@ class _MemberProducts(torch.autograd.Function):
         share = share / total.index_select(0, members.group)
         with torch.enable_grad():
             share.requires_grad_()
-            scores = _bags(rows, members.row, members.group_starts, share)
+            scores = _bags(centred, members.row, members.group_starts, share)
         # The derivative of <scores, scores> / 2 by a weight is the product of member and score.
         shared = torch.autograd.grad(scores, share, scores.detach())[0].div_(samples)
         scores, share = scores.detach(), share.detach()
         group = torch.linalg.vecdot(scores, scores).div_(samples)
         ctx.members = members
-        ctx.save_for_backward(rows, scores, share)
+        ctx.save_for_backward(rows, mean, scores, share)
         ctx.mark_non_differentiable(share)
         own = variance.index_select(0, members.row)
         return scores, own, group.index_select(0, members.group), shared, share
@@ -147,16 +148,17 @@ class _MemberProducts(torch.autograd.Function):
         ctx: Any, d_scores: Tensor, d_own: Tensor, d_group: Tensor, d_shared: Tensor, _: Tensor
     ) -> tuple[Tensor, None, None]:
         members: Memberships = ctx.members
-        rows, scores, share = ctx.saved_tensors
+        rows, mean, scores, share = ctx.saved_tensors
         samples = rows.shape[1]
         d_shared = d_shared / samples
         through = _bags(rows, members.row, members.group_starts, d_shared)
-        through += d_scores - d_scores.mean(1, keepdim=True)
+        through += d_scores
+        through -= through.mean(1, keepdim=True)
         through.addcmul_(scores, _sums(d_group, members.group_starts).mul_(2 / samples).unsqueeze(1))
         weights = torch.stack([d_shared, share], 1).index_select(0, members.by_row).flatten()
         d_rows = _bags(torch.cat([scores, through]), members.group_by_row, 2 * members.row_starts, weights)
-        own = _sums(d_own, members.row_starts, members.by_row)
-        d_rows.addcmul_(rows, own.mul_(2 / samples).unsqueeze(1))
+        own = _sums(d_own, members.row_starts, members.by_row).mul_(2 / samples).unsqueeze(1)
+        d_rows.addcmul_(rows, own).sub_(own * mean)
         return d_rows, None, None
 
 
@@ -192,7 +194,6 @@ def similarity(
         A scalar, 0 where no membership counts; and 1 where any counts, else 0.
     """
     _, own, group, shared, share = products
-    rest = 1.0
     counts = share != 0
     if leave_one_out:
         others = 1 - share.abs()

@@ -32,22 +32,34 @@ class PooledFit(NamedTuple):
         return stdtr(self.degrees, -t)
 
 
-def pooled_least_squares(x: Array, y: Array) -> PooledFit:
+def centred(values: Array, groups: NDArray[np.int64] | None = None) -> Array:
+    """values (R, n, K) less the mean over the samples of each group; `groups` (n,), by default one."""
+    if groups is None:
+        return values - values.mean(1, keepdims=True)
+    out = np.empty_like(values)
+    for group in np.unique(groups):
+        members = groups == group
+        out[:, members] = centred(values[:, members])
+    return out
+
+
+def pooled_least_squares(x: Array, y: Array, groups: NDArray[np.int64] | None = None) -> PooledFit:
     """One (N, T) coefficient matrix that predicts y[r] from x[r] in each of R slots, and its standard errors.
 
     The slots hold the same n samples measured in R ways, so the R residuals of a sample depend on each
-    other; samples do not. Each slot has its own intercept.
+    other; samples do not. Each slot has an intercept of its own, for each group of samples.
 
     Parameters
     ----------
     x : (R, n, N) features
     y : (R, n, T) targets
+    groups : (n,) group of each sample, by default all in one
 
     Method: ordinary least squares of all R n rows. With F_r the centred features of slot r, H_r = F_r G^-1,
     G = sum_r F_r' F_r, and S_rs = e_r . e_s / d the covariance of one target's residuals in slots r and s,
     the variance of its coefficient of feature i is sum_rs S_rs (H_r' H_s)_ii, that of a least-squares
-    estimate under correlated errors (as for systems of equations, Zellner 1962). d = n - 1 - v takes off the
-    degrees spent, v = sum_rs S_rs trace(H_r F_s') / sum_r S_rr, which makes the total residual variance
+    estimate under correlated errors (as for systems of equations, Zellner 1962). d = n - groups - v takes off
+    the degrees spent, v = sum_rs S_rs trace(H_r F_s') / sum_r S_rr, which makes the total residual variance
     unbiased; the t test has d degrees. With one slot v = N, and this is the textbook t test of regression
     with an intercept. Slots that repeat each other count once.
 
@@ -55,8 +67,8 @@ def pooled_least_squares(x: Array, y: Array) -> PooledFit:
     if no degree of freedom is left.
     """
     n, features = x.shape[1:]
-    x = x - x.mean(1, keepdims=True)
-    y = y - y.mean(1, keepdims=True)
+    intercepts = 1 if groups is None else len(np.unique(groups))
+    x, y = centred(x, groups), centred(y, groups)
     rows = x.reshape(-1, features)
     size = np.sqrt(np.square(rows).sum(0))
     moving = size > 0
@@ -74,7 +86,7 @@ def pooled_least_squares(x: Array, y: Array) -> PooledFit:
     k = np.einsum("rbi,sbi->rsi", h, h, optimize=True)
     total = np.einsum("rrj->j", s)
     with np.errstate(invalid="ignore", divide="ignore"):
-        degrees = n - 1 - np.tensordot(spent_by, s, 2) / total
+        degrees = n - intercepts - np.tensordot(spent_by, s, 2) / total
         degrees[~(degrees > 1e-9)] = np.nan  # also for a constant target, whose residuals are all 0
         variance = np.tensordot(k, s, ((0, 1), (0, 1))) / degrees
         se = np.sqrt(np.where(variance > 0, variance, np.nan)) / size[:, None]

@@ -93,7 +93,9 @@ def match_pathways(
     for place, node in enumerate(nodes):
         places.setdefault(node if gene_of is None else gene_of(node), []).append(place)
 
-    names, unmatched, too_small = [], {}, {}
+    names: list[str] = []
+    unmatched: dict[str, tuple[str, ...]] = {}
+    too_small: dict[str, int] = {}
     pathway: list[int] = []
     node_of: list[int] = []
     weights: list[float] = []
@@ -116,10 +118,10 @@ def match_pathways(
         weights += [w for _, w in found]
         names.append(name)
     if not names:
+        genes = [gene for missing in unmatched.values() for gene in missing]
         raise ValueError(
             f"gene_sets must have a pathway with at least {min_size} function nodes, got none among "
-            f"{len(gene_sets)}; genes such as {some_names(sum(unmatched.values(), ())[:5])} against nodes such "
-            f"as {some_names(nodes[:5])}"
+            f"{len(gene_sets)}; genes are {some_names(genes)}, nodes are {some_names(nodes)}"
         )
     membership = torch.sparse_coo_tensor(
         torch.tensor([pathway, node_of]),
@@ -146,8 +148,7 @@ def read_gmt(path: str | PathLike[str]) -> dict[str, list[str]]:
     """
     path = Path(path)
     sets: dict[str, list[str]] = {}
-    opened = gzip.open(path, "rt") if path.suffix == ".gz" else open(path)
-    with opened as lines:
+    with gzip.open(path, "rt") if path.suffix == ".gz" else open(path) as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue

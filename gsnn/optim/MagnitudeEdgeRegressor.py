@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gsnn.functional.moments import CoMoments, add_samples, correlation
-from gsnn.functional.regression import PooledFit, pooled_least_squares
 from gsnn.functional.significance import benjamini_hochberg
+from gsnn.functional.standardize import batch_moments, running_moments, standardized
 from gsnn.optim.captures import Captures
 from gsnn.optim.edge_table import (
     KeptEdges,
@@ -22,16 +22,12 @@ from gsnn.optim.edge_table import (
     judge_scores,
     rank_in_targets,
 )
+from gsnn.optim.magnitudes import AGGREGATORS, check_finite, magnitudes
+from gsnn.optim.recent import RecentSamples
 
 if TYPE_CHECKING:
     import pandas as pd
 
-AGGREGATORS: dict[str, Callable[[Tensor], Tensor]] = {  # (..., C) -> (...)
-    "sum": lambda z: z.abs().sum(-1),
-    "max": lambda z: z.abs().amax(-1),
-    "mean": lambda z: z.abs().mean(-1),
-    "l2": lambda z: torch.linalg.vector_norm(z, dim=-1),
-}
 SCORES: dict[str, Callable[[Tensor], Tensor]] = {
     "abs": torch.abs,
     "relu": torch.relu,
@@ -60,10 +56,10 @@ class MagnitudeEdgeRegressor(nn.Module):
         opt.step()
 
     `aux_step()` may come before or after `opt.step()`, with the same result: it reads only this step's
-    captured activations and the gradients that `backward` left on them, which are fixed by then, and never the
-    model's weights. It must come after `backward` and before the next `pre_forward`. Anything else out of
-    order is a RuntimeError that says what to call; `pre_forward` itself may always be called, and gives up a
-    step that was not finished.
+    captured activations and the gradients that `backward` left on them, which are fixed by then, and never
+    the model's weights. It must come after `backward` and before the next `pre_forward`. Anything else out
+    of order is a RuntimeError that says what to call; `pre_forward` itself may always be called, and gives
+    up a step that was not finished.
 
     Parameters
     ----------
@@ -73,12 +69,13 @@ class MagnitudeEdgeRegressor(nn.Module):
         always their sum.
     use_pre_norm : read activations right after `lin_in`; False reads them after the nonlinearity, which is
         possible for the norms batch, groupbatch and none
-    standardize : shift and scale each magnitude of each pair by its running mean and standard deviation
+    standardize : shift and scale each magnitude of each pair by running averages of its mean and of its
+        variance within batches
     lr, weight_decay : of AdamW (Loshchilov & Hutter 2019)
     dropout : share of the entries of W that a step leaves out, in training mode
     ridge : penalty on ||W||^2
     score_mode : score of i -> j: 'abs' |W|, 'relu' max(W, 0), or 'signed' W
-    ema_momentum : weight of the newest batch in the running means and variances, in (0, 1]
+    ema_momentum : weight of the newest batch in those averages, in (0, 1]
     window : the p-values rest on the newest whole batches with at most this many samples together (one batch
         at least). Keep it below the number of training samples: a sample seen in two epochs is not two.
 
@@ -92,21 +89,19 @@ class MagnitudeEdgeRegressor(nn.Module):
     parents_by_target : index of each target -> sorted list of the indices of its kept sources
 
     `state_dict` holds everything that training and `evaluate` need: W, the running statistics, the
-    optimizer's state, the window, and the best state kept so far. `copy.deepcopy` copies the model along, as
-    it does for any attribute; copy both together to keep the pair.
+    optimizer's state, the window, and the best state kept so far. `copy.deepcopy` copies the model along;
+    copy both together to keep the pair.
 
-    Gradients are multiplied by the batch size, which undoes the mean over samples that losses usually take,
-    so that a shorter last batch shows no larger gradients. A loss that sums over samples is served as well
-    as long as its batches are of one size.
+    Gradients are multiplied by the batch size, which undoes the mean over samples that losses usually take: a
+    shorter last batch shows no larger gradients. With a loss that sums, keep batches of one size.
+
+    Memory: 12 N^2 bytes in single precision for W and AdamW, and (A + 1) P N window numbers. Source of GSNN:
+    Evans et al. 2024, doi 10.1101/2024.02.28.582164.
 
     Raises
     ------
     TypeError, ValueError : an option out of its range, and what `Captures` and the graph refuse:
-        `checkpoint=True`, one layer, no captures, other function nodes than the graph's, no function ->
-        function edge
-
-    Memory: 12 N^2 bytes in single precision for W and AdamW, and (A + 1) P N window numbers. Source of GSNN:
-    Evans et al. 2024, doi 10.1101/2024.02.28.582164.
+        `checkpoint=True`, one layer, no captures, other function nodes, no function -> function edge
     """
 
     running_mean: Tensor
@@ -141,8 +136,7 @@ class MagnitudeEdgeRegressor(nn.Module):
             _check_number(name, value, "a non-negative number", lambda v: 0 <= v < float("inf"))
         _check_number("dropout", dropout, "in [0, 1)", lambda v: 0 <= v < 1)
         _check_number("ema_momentum", ema_momentum, "in (0, 1]", lambda v: 0 < v <= 1)
-        if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-            raise ValueError(f"window must be a positive int, got {window!r}")
+        _check_number("window", window, "a positive int", lambda v: v >= 1 and isinstance(v, int))
         self.kept = KeptEdges.of(data)
         self._captures = Captures(model, self.kept.names, use_pre_norm)
         object.__setattr__(self, "model", model)  # past nn.Module, which would register it as a submodule
@@ -162,22 +156,21 @@ class MagnitudeEdgeRegressor(nn.Module):
         self.parents_by_target = self.kept.parents
 
         like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-        self.W = nn.Parameter(torch.zeros(self.N, self.N, dtype=like.dtype, device=like.device))
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        self.W = nn.Parameter(torch.zeros(self.N, self.N, dtype=dtype, device=like.device))
         # Slots: (aggregator, pair) of x, aggregator by aggregator, then the pairs of y. Wide, because the
         # square of a small gradient is out of single precision's range.
         slots = (len(names) + 1) * self.n_pairs
         wide = torch.float32 if like.device.type == "mps" else torch.float64
         for name in ("running_mean", "running_var"):
-            self.register_buffer(name, torch.zeros(slots, self.N, dtype=wide, device=like.device))
+            self.register_buffer(name, torch.zeros(self.N, slots, dtype=wide, device=like.device))
         self.optimizer = torch.optim.AdamW([self.W], lr=lr, weight_decay=weight_decay, foreach=False)
         self.steps = 0
         self.n = 0
-        self._recent: tuple[Tensor, ...] = ()  # raw magnitudes (slots, B, N) of the newest batches
+        self._recent = RecentSamples(window, self.n_pairs)
         self._best: dict[str, Any] | None = None
         self._waiting_for_forward = False
         self._armed: list[Tensor] | None = None
-
-    # --- the training loop
 
     def pre_forward(self) -> None:
         """Begin a step: switch the captures on. Call it right before `model(x)`."""
@@ -191,17 +184,17 @@ class MagnitudeEdgeRegressor(nn.Module):
         Raises RuntimeError where `pre_forward` or the forward pass is missing, or had gradients disabled.
         """
         if self._armed is not None:
-            raise RuntimeError(
-                "arm_retained_grads() was called already: call loss.backward(), then aux_step()"
-            )
+            raise RuntimeError("arm_retained_grads() was called already: call loss.backward() next")
         if not self._waiting_for_forward:
             raise RuntimeError("arm_retained_grads() needs captures: call pre_forward(), then model(x) first")
-        captured = self._captures.tensors()
-        if not all(t.requires_grad for t in captured[1:]):
+        try:
+            captured = self._captures.tensors()
+        except RuntimeError as error:
             raise RuntimeError(
-                "the captures are not on the autograd graph: call model(x) with gradients enabled and "
-                "parameters that require them"
-            )
+                f"arm_retained_grads() found no captures: call model(x) after pre_forward() ({error})"
+            ) from None
+        if not all(t.requires_grad for t in captured[1:]):
+            raise RuntimeError("the captures have no gradients: call model(x) with gradients enabled")
         if captured[0].device != self.W.device:
             raise RuntimeError(
                 f"the regressor is on {self.W.device} and the model on {captured[0].device}: call "
@@ -219,12 +212,12 @@ class MagnitudeEdgeRegressor(nn.Module):
         Returns
         -------
         dict of floats: `aux_loss` = `mse` + ridge ||W||^2 before the update, and `mse`. Where `standardize`,
-        an `mse` of 1 is what W = 0 has.
+        W = 0 has an `mse` of about 1.
 
         Raises
         ------
-        RuntimeError : out of order. ValueError : an activation or a gradient is not finite, or the weights
-        have diverged; W and the statistics are then as before.
+        RuntimeError : out of order. ValueError : an activation, a gradient or W is not finite; nothing has
+        changed then.
         """
         if self._armed is None:
             missing = "arm_retained_grads() and loss.backward()"
@@ -234,23 +227,29 @@ class MagnitudeEdgeRegressor(nn.Module):
         grads = [t.grad for t in self._armed[1:]]
         if all(g is None for g in grads):
             raise RuntimeError("aux_step() has no gradients to learn from: call loss.backward() first")
-        raw = self._magnitudes(self._armed, grads)
+        raw = magnitudes(self._captures, self._armed, grads, self.aggregators, self.W.dtype)
         self._end_step()
-        mean, var = self._updated_statistics(raw)
-        features = self._standardized(raw, mean, var) if self.standardize else raw
-        A, P = len(self.aggregators), self.n_pairs
-        x = features[: A * P].reshape(-1, self.N)  # (A*P*B, N)
-        y = features[A * P :].reshape(1, -1, self.N)  # (1, P*B, N)
+        mean, var = batch_moments(raw.to(self.running_mean.dtype))
+        if self.steps:
+            between, old = raw.shape[-1] == 1, (self.running_mean, self.running_var)
+            mean, var = running_moments(*old, mean, var, self.ema_momentum, between)
+        features = raw
+        if self.standardize:
+            features = standardized(raw, mean, var, torch.finfo(raw.dtype).eps).to(raw.dtype)
+        x = features[:, : -self.n_pairs].reshape(self.N, -1)  # (N, A*P*B)
+        y = features[:, -self.n_pairs :].reshape(self.N, 1, -1)  # (N, 1, P*B)
         W, mask = self.W, None
         if self.dropout and self.training:
             mask = torch.empty_like(W).bernoulli_(1 - self.dropout).div_(1 - self.dropout)
-        residual = (x @ (W if mask is None else W * mask)).view(A, -1, self.N).sub_(y)
+        weights = W if mask is None else W * mask
+        residual = (weights.T @ x).view(self.N, len(self.aggregators), -1).sub_(y)
         mse = residual.square().mean()
         aux = mse + self.ridge * W.square().sum() if self.ridge else mse
         aux_loss, mse_value = torch.stack([aux, mse]).tolist()  # the step's one synchronisation
         if not np.isfinite(aux_loss):
-            self._explain(raw)
-        grad = (x.T @ residual.view(-1, self.N)).mul_(2 / residual.numel())
+            check_finite(raw, self.n_pairs, self.function_nodes, self.steps)
+            raise ValueError(f"the regression has diverged (step {self.steps}): lr or ridge is too large")
+        grad = (x @ residual.view(self.N, -1).T).mul_(2 / residual.numel())
         if mask is not None:
             grad.mul_(mask)
         if self.ridge:
@@ -261,67 +260,14 @@ class MagnitudeEdgeRegressor(nn.Module):
         self.running_mean.copy_(mean)
         self.running_var.copy_(var)
         self.steps += 1
-        self.n += raw.shape[1]
-        self._remember(raw)
+        self.n += raw.shape[-1]
+        self._recent.push(raw)
         return {"aux_loss": aux_loss, "mse": mse_value}
 
     def _end_step(self) -> None:
         self._captures.release()
         self._armed = None
         self._waiting_for_forward = False
-
-    def _magnitudes(self, captured: list[Tensor], grads: list[Tensor | None]) -> Tensor:
-        """(slots, B, N): aggregated |z^p| of layers 0..P-1, then the sums of |g^(p+1)| times B."""
-        dtype = self.W.dtype
-        z = torch.stack([self._captures.by_node(t.detach()) for t in captured[:-1]]).to(dtype)  # (P, B, N, C)
-        g = torch.stack(
-            [
-                self._captures.by_node(torch.zeros_like(t) if grad is None else grad)
-                for grad, t in zip(grads, captured[1:], strict=True)
-            ]
-        ).to(dtype)
-        y = AGGREGATORS["sum"](g) * g.shape[1]
-        return torch.cat([*(AGGREGATORS[name](z) for name in self.aggregators), y])
-
-    def _updated_statistics(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """Running mean and variance (slots, N) once this batch is in: those of the weighted mixture."""
-        var, mean = torch.var_mean(raw.to(self.running_mean.dtype), 1, correction=0)
-        if self.steps == 0:
-            return mean, var
-        m = self.ema_momentum
-        shift = mean - self.running_mean
-        old = self.running_var + m * shift.square()
-        return self.running_mean + m * shift, old.mul_(1 - m).add_(var, alpha=m)
-
-    def _standardized(self, raw: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-        """(slots, B, N), 0 where a magnitude is constant up to 8 machine precisions of its root mean square."""
-        floor = (8.0 * torch.finfo(raw.dtype).eps) ** 2 * (var + mean.square())
-        inverse = torch.where(var > floor, var.rsqrt(), 0.0)
-        return ((raw - mean[:, None]) * inverse[:, None]).to(raw.dtype)
-
-    def _explain(self, raw: Tensor) -> None:
-        bad = ~raw.isfinite()
-        if not bool(bad.any()):
-            raise ValueError(
-                f"the regression has diverged (step {self.steps}): lr must be lower than "
-                f"{self.optimizer.param_groups[0]['lr']}"
-            )
-        slot, _, node = bad.nonzero()[0].tolist()
-        pair, of_y = slot % self.n_pairs, slot >= len(self.aggregators) * self.n_pairs
-        raise ValueError(
-            f"the {'gradient' if of_y else 'activation'} of function node {self.function_nodes[node]!r} in "
-            f"block {pair + of_y} is not finite (step {self.steps}): check the data and the loss for NaN and "
-            "infinity"
-        )
-
-    def _remember(self, raw: Tensor) -> None:
-        batches = [*self._recent, raw]
-        surplus = sum(batch.shape[1] for batch in batches) - self.window
-        while surplus > 0 and len(batches) > 1:
-            surplus -= batches.pop(0).shape[1]
-        self._recent = tuple(batches)
-
-    # --- results
 
     def scores(self) -> Tensor:
         """(N, N) scores of all pairs, source by target, by `score_mode`."""
@@ -332,33 +278,30 @@ class MagnitudeEdgeRegressor(nn.Module):
 
         Returns
         -------
-        DataFrame by descending `score`, ties by index: `src_func, dst_func, src_idx, dst_idx, score, has_edge,
-        corr_a{p}_g{p+1} for each pair, p_value, q_value`, without the rows i -> i where `exclude_self`.
+        DataFrame by descending `score`, ties by index: `src_func, dst_func, src_idx, dst_idx, score,
+        has_edge, corr_a{p}_g{p+1} for each pair, p_value, q_value`, without rows i -> i where `exclude_self`.
 
-        The last columns describe the samples of the window, as they were when they were seen:
-        `corr_a{p}_g{p+1}` is corr(x_i^p, y_j^(p+1)), x by the first aggregator, NaN where either is constant.
-        `p_value` tests that i has no weight in the least-squares regression of j's gradient magnitude on
-        the activation magnitudes of all nodes, standardised in the window, pooled over pairs and aggregators
-        as W is, with an intercept for each: Student's t with standard errors that respect that the rows of one
-        sample depend on each other (`gsnn.functional.regression`). It is two-sided for the score_mode 'abs', else
-        one-sided (weight > 0). The weights tested are W where W is at the least-squares solution; they do not
-        depend on how far W has been trained, on dropout or on the ridge, which all shrink it. NaN where the
-        window is too short for a regression on N nodes, a magnitude is constant, or others determine it.
-        `q_value` is Benjamini & Hochberg's over the rows. As for every score by magnitudes, a small p
-        says that magnitudes go together, not that an edge is missing.
-
-        Raises RuntimeError before the first `aux_step`.
+        The last columns describe the samples of the window, as they were when they were seen and less the
+        mean of their batch, so that what training moves from batch to batch does not count.
+        `corr_a{p}_g{p+1}` is corr(x_i^p, y_j^(p+1)), x by the first aggregator, NaN where one is constant.
+        `p_value` tests that i has no weight in the least-squares regression of j's gradient magnitude on the
+        activation magnitudes of all nodes, pooled over pairs and aggregators as W is: Student's t, its
+        standard errors allowing for the dependence between the rows of one sample
+        (`gsnn.functional.regression`). It is two-sided for the score_mode 'abs', else one-sided (weight > 0).
+        The weights tested are W where W is at the least-squares solution; they do not depend on how far W
+        has been trained, nor on dropout and ridge, which shrink it. NaN where the window is too short for a
+        regression on N nodes, a magnitude is constant, or other nodes determine it. `q_value` is Benjamini &
+        Hochberg's over the rows. As for every score by magnitudes, a small p says that magnitudes go
+        together, not that an edge is missing. RuntimeError before the first `aux_step`.
         """
         self._check_fitted()
-        x, y = self._window()
         source, target = all_pairs(self.N, exclude_self)
         columns = {"score": self.scores().double().cpu().numpy()[source, target]}
-        state = CoMoments.empty(self.n_pairs, self.N)
-        add_samples(state, x[: self.n_pairs], y)
-        r = correlation(state, torch.arange(self.N), torch.finfo(self.W.dtype).eps).numpy()
-        for pair, values in enumerate(r):
-            columns[f"corr_a{pair}_g{pair + 1}"] = values[source, target]
-        p = self._least_squares(x, y).p_values("two-sided" if self.score_mode == "abs" else "greater")
+        eps = torch.finfo(self.W.dtype).eps
+        for pair, r in enumerate(self._recent.correlations(eps)):
+            columns[f"corr_a{pair}_g{pair + 1}"] = r[source, target]
+        alternative = "two-sided" if self.score_mode == "abs" else "greater"
+        p = self._recent.regression(eps, scale=self.standardize).p_values(alternative)
         columns["p_value"] = p[source, target]
         columns["q_value"] = benjamini_hochberg(columns["p_value"])
         return edge_table(self.kept, source, target, "score", columns)
@@ -366,29 +309,9 @@ class MagnitudeEdgeRegressor(nn.Module):
     def _check_fitted(self) -> None:
         if self.steps == 0:
             raise RuntimeError(
-                "nothing to evaluate yet: call pre_forward(), model(x), arm_retained_grads(), loss.backward() "
-                "and aux_step() in a training loop first"
+                "nothing to evaluate yet: call pre_forward(), model(x), arm_retained_grads(), "
+                "loss.backward() and aux_step() in a training loop first"
             )
-
-    def _window(self) -> tuple[Tensor, Tensor]:
-        """x (A*P, n, N) and y (P, n, N) of the newest samples, in float64 on the CPU, repeats left out."""
-        raw = torch.cat([batch.cpu() for batch in self._recent], 1).double()
-        # The same sample through the same weights, as when the loop repeats a batch, says nothing new.
-        _, first = np.unique(raw.transpose(0, 1).flatten(1).numpy(), axis=0, return_index=True)
-        raw = raw[:, torch.from_numpy(np.sort(first))]
-        split = len(self.aggregators) * self.n_pairs
-        return raw[:split], raw[split:]
-
-    def _least_squares(self, x: Tensor, y: Tensor) -> PooledFit:
-        parts = []
-        for values in (x, y):
-            var, mean = torch.var_mean(values, 1, correction=0)
-            floor = (8.0 * torch.finfo(self.W.dtype).eps) ** 2 * (var + mean.square())
-            scale = var.rsqrt() if self.standardize else torch.ones_like(var)
-            scale = torch.where(var > floor, scale, 0.0)
-            parts.append((values - mean[:, None]) * scale[:, None])
-        x, y = parts
-        return pooled_least_squares(x.numpy(), y.repeat(len(self.aggregators), 1, 1).numpy())
 
     def evaluate_against(
         self, positive_edges: Iterable[Any], *, top_k: Iterable[int] = (1, 3, 5), filtered: bool = False
@@ -419,48 +342,41 @@ class MagnitudeEdgeRegressor(nn.Module):
         """
         return rank_in_targets(res, positive_edges, score_col, top_k, filtered)
 
-    # --- state
-
     def maybe_save_best(self, metric: float) -> bool:
         """Keep the present state if `metric` (higher is better) is above all before; whether it was."""
         metric = float(metric)
         if np.isnan(metric) or (self._best is not None and metric <= self._best["metric"]):
             return False
-        state = {name: t.detach().clone() for name, t in self.named_parameters()}
-        state |= {name: t.clone() for name, t in self.named_buffers()}
-        self._best = {"metric": metric, "tensors": state, "progress": self._progress()}
+        tensors = {name: t.detach().clone() for name, t in self._tensors()}
+        self._best = {"metric": metric, "tensors": tensors, "progress": self._progress()}
         return True
 
     def load_best(self) -> None:
         """Go back to the state that `maybe_save_best` kept, the optimizer's included."""
         if self._best is None:
             raise RuntimeError("there is no best state to load: call maybe_save_best(metric) first")
-        tensors = self._best["tensors"]
         with torch.no_grad():
-            for name, tensor in (*self.named_parameters(), *self.named_buffers()):
-                tensor.copy_(tensors[name])
+            for name, tensor in self._tensors():
+                tensor.copy_(self._best["tensors"][name])
         self._set_progress(self._best["progress"])
 
+    def _tensors(self) -> list[tuple[str, Tensor]]:
+        return [("W", self.W), ("running_mean", self.running_mean), ("running_var", self.running_var)]
+
     def _progress(self) -> dict[str, Any]:
-        """What `state_dict` lacks: copies of what changes in place, references to what does not."""
-        optimizer = self.optimizer.state_dict()
-        state = {
-            key: {k: v.clone() if isinstance(v, Tensor) else v for k, v in values.items()}
-            for key, values in optimizer["state"].items()
-        }
-        groups = [dict(group) for group in optimizer["param_groups"]]
+        """What parameters and buffers lack, safe from later steps."""
         return {
-            "optimizer": {"state": state, "param_groups": groups},
+            "optimizer": deepcopy(self.optimizer.state_dict()),
             "steps": self.steps,
             "n": self.n,
-            "recent": list(self._recent),
+            "recent": self._recent.batches,
         }
 
     def _set_progress(self, progress: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(progress["optimizer"])
+        self.optimizer.load_state_dict(deepcopy(progress["optimizer"]))  # or it would share tensors
         self.steps = progress["steps"]
         self.n = progress["n"]
-        self._recent = tuple(progress["recent"])
+        self._recent.batches = list(progress["recent"])
 
     def get_extra_state(self) -> dict[str, Any]:
         return {"progress": self._progress(), "best": self._best}

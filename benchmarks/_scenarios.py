@@ -1,0 +1,102 @@
+"""What `compare_inference.py` compares on: a graph with edges held out, and data of the whole truth.
+
+Every recipe is plain numbers, so that it can be printed, hashed and stamped on a row.
+"""
+
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import networkx as nx
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from gsnn.graph import GraphWarning, HeteroGraph
+from gsnn.simulate.scenarios import converging_tiers, random_signed_dag
+from gsnn.tables import load_data
+
+DATA = Path(os.environ.get("GSNN_DATA", Path(__file__).parents[2] / "shared" / "data"))
+Edge = tuple[str, str]
+
+POST_HOC = {
+    "channels": 8, "layers": 6, "norm": "groupbatch", "dropout": 0.0,
+    "epochs": 30, "batch_size": 64, "lr": 1e-3, "weight_decay": 1e-2, "schedule": "constant",
+}  # fmt: skip
+ONLINE = {**POST_HOC, "norm": "none", "dropout": 0.2, "lr": 1e-4}
+DAG = {"kind": "dag", "n_functions": 40, "share": 0.3, "samples": 2000, "noise": 0.15, **POST_HOC, "layers": 8}
+CNO = {"kind": "folder", "critical": True, "share": 0.3, **POST_HOC, "layers": 10, "dropout": 0.1, "lr": 1e-2}
+RECIPES = {
+    "tiers12": {"kind": "tiers", "width": 12, "samples": 2000, "noise": 0.15, **POST_HOC},
+    "tiers25": {"kind": "tiers", "width": 25, "samples": 2000, "noise": 0.15, **ONLINE},
+    "dag_linear": {"nonlinearity": "linear", **DAG},
+    "dag_tanh": {"nonlinearity": "tanh", **DAG},
+    "cno_extliver": {"folder": "cno_extliver", **CNO, "epochs": 200, "schedule": "cosine"},
+    "cno_hepatocyte5": {"folder": "cno_hepatocyte5", **CNO, "epochs": 60, "schedule": "cosine"},
+    **{
+        f"dream4_100_{k}": {
+            "kind": "folder", "folder": f"dream4/size100_{k}", "critical": False, "share": 0.2,
+            **POST_HOC, "epochs": 100, "lr": 1e-2, "schedule": "cosine",
+        }
+        for k in (1, 2, 3)
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a method may know. Targets are standardized with the moments of the training samples.
+
+    `x_test` and `y_test` are None where all samples are needed for training.
+    """
+
+    graph: HeteroGraph
+    x: Tensor
+    y: Tensor
+    x_test: Tensor | None = None
+    y_test: Tensor | None = None
+
+
+def present(name: str) -> bool:
+    """Whether the scenario's data are there."""
+    recipe = RECIPES[name]
+    return recipe["kind"] != "folder" or (DATA / recipe["folder"]).is_dir()
+
+
+def build(name: str, seed: int) -> tuple[Problem, list[Edge], list[Edge]]:
+    """The problem, its validation edges and its test edges."""
+    recipe = RECIPES[name]
+    if recipe["kind"] == "folder":
+        return _from_folder(recipe, seed)
+    if recipe["kind"] == "tiers":
+        scenario = converging_tiers(recipe["width"])
+    else:
+        scenario = random_signed_dag(recipe["n_functions"], recipe["share"], recipe["nonlinearity"], seed)
+    np.random.seed(seed)  # noqa: NPY002 - the published protocol draws from the global state
+    x, x_test, y, y_test = scenario.sample(recipe["samples"], 500, recipe["noise"])
+    mean, sd = y.mean(0), y.std(0)
+    arrays = (x, (y - mean) / sd, x_test, (y_test - mean) / sd)
+    problem = Problem(scenario.partial, *(torch.tensor(part, dtype=torch.float32) for part in arrays))
+    return problem, list(scenario.validation_edges), list(scenario.test_edges)
+
+
+def _from_folder(recipe: dict, seed: int) -> tuple[Problem, list[Edge], list[Edge]]:
+    folder = DATA / recipe["folder"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GraphWarning)  # an input that reaches no output is in the data
+        data = load_data(folder / "edges.tsv", folder / "X.tsv", folder / "Y.tsv", nodes=folder / "nodes.tsv")
+    G = nx.DiGraph(data.graph.to_networkx())
+    functions = set(data.graph.node_names_dict["function"])
+    edges = sorted((u, v) for u, v in G.edges if u in functions and v in functions and u != v)
+    if recipe["critical"]:
+        table = pd.read_csv(folder / "edge_criticality.tsv", sep="\t")
+        edges = sorted(zip(*(table.loc[table.lost_pairs > 0, end] for end in ("source", "target")), strict=True))
+    order = np.random.default_rng(seed).permutation(len(edges))
+    held_out = [edges[i] for i in order[: int(recipe["share"] * len(edges))]]
+    G.remove_edges_from(held_out)
+    sd = data.y.std(ddof=0).replace(0.0, 1.0)
+    x, y = (torch.tensor(t.to_numpy(), dtype=torch.float32) for t in (data.x, (data.y - data.y.mean()) / sd))
+    half = len(held_out) // 2
+    return Problem(HeteroGraph.from_networkx(G, warn=False), x, y), held_out[:half], held_out[half:]

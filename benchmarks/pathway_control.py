@@ -1,0 +1,260 @@
+"""Can a pathway prior be told from noise? No, true and shuffled pathways on disconnected chains.
+
+Four chains of three functions, two inputs and two outputs each, and 8 spurious edges across, drawn anew for
+each seed as are samples and weights. The regularizer is given no pathways, the true ones, or the true ones
+with the function nodes permuted. Two more tests: `hidden` keeps 2 of the 12 memberships (17%; 20% rounded
+to nodes) from the regularizer, `wrong` swaps the pathways of 2 nodes.
+
+Measured on 500 test samples, on `get_node_activations` (sum over the blocks), one vector of samples x
+channels per node:
+- `ari`, adjusted Rand index of k-means (k = 4) against the chains; `cosine_gap`, mean cosine of nodes in one
+  chain minus that of nodes in two; both again (`_centred`) with each channel centred over the samples;
+- `norm_ratio`, mean of |lin_out| |lin_in| over true edges by that over spurious ones;
+- `own_minus_random`, for the 2 nodes: |correlation| (mean over channels) with the score of their own chain's
+  other members, less the mean of the same over the nodes of other chains. Absolute, since nothing fixes the
+  sign of the channels of a node that is in no pathway; `signed_own_minus_random` is with the sign;
+- `own_minus_claimed`, for the 2 nodes: the same less their |correlation| with the chain of the other one,
+  which is where `wrong` places them; and with the sign.
+
+    python benchmarks/pathway_control.py --seeds 20 --jobs 2
+
+Runs that are in the table already are not repeated; a killed run loses at most the last few cells.
+"""
+
+import argparse
+import os
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from _stamp import stamp
+from joblib import Parallel, delayed
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score
+from tqdm import tqdm
+
+from gsnn.models.GSNN import GSNN
+from gsnn.models.PathwayLatentRegularizer import PathwayLatentRegularizer
+from gsnn.models.pathways import shuffle_nodes
+from gsnn.simulate.scenarios import PathwayScenario, disconnected_pathways
+
+OUT = Path(__file__).parent / "results" / "pathway_control.csv"
+SETTINGS = {
+    "channels": 8,
+    "layers": 4,
+    "n_train": 256,
+    "n_test": 500,
+    "epochs": 500,
+    "lr": 5e-3,
+    "weight_decay": 1e-5,
+    "noise": 0.5,
+}
+# Constructor arguments of each phi in the table.
+PHIS = {
+    "channel": {"phi": "channel"},
+    "channel_plain": {"phi": "channel", "leave_one_out": False, "min_std": 0.0},
+    "mean": {"phi": "mean"},
+    "learned": {"phi": "learned"},
+}
+LAMBDAS = (0.5, 0.1, 0.01)
+
+
+class Cell(NamedTuple):
+    pathways: str
+    phi: str
+    lambda_sim: float
+    shared: bool
+    seed: int
+
+
+def cells(seeds: int) -> list[Cell]:
+    """The headline first, so that a run that is stopped early has it."""
+    ordered = [Cell("none", "none", 0.0, s, k) for k, s in product(range(seeds), (True, False))]
+    for lambda_sim, phi in product(LAMBDAS, PHIS):
+        kinds = ["true", "shuffled"]
+        if lambda_sim == LAMBDAS[0] and phi in ("channel", "mean"):
+            kinds += ["hidden", "wrong"]
+        ordered += [
+            Cell(kind, phi, lambda_sim, s, k) for k, s, kind in product(range(seeds), (True, False), kinds)
+        ]
+    return ordered
+
+
+def run(cell: Cell) -> dict:
+    torch.set_num_threads(1)
+    scenario = disconnected_pathways(seed=cell.seed)
+    sample = scenario.sample(SETTINGS["n_train"], SETTINGS["n_test"], SETTINGS["noise"], seed=cell.seed)
+    x, x_test, y, y_test = (torch.tensor(part, dtype=torch.float32) for part in sample)
+    mean, sd = y.mean(0), y.std(0, correction=0)
+    y, y_test = (y - mean) / sd, (y_test - mean) / sd
+    graph = scenario.model_graph
+    torch.manual_seed(cell.seed)
+    model = GSNN(
+        graph.edge_index_dict,
+        graph.node_names_dict,
+        channels=SETTINGS["channels"],
+        layers=SETTINGS["layers"],
+        share_layers=cell.shared,
+        norm="layer",
+    )
+    membership, odd = given_membership(scenario, cell)
+    parameters, regularizer = [*model.parameters()], None
+    if cell.pathways != "none":
+        regularizer = PathwayLatentRegularizer(
+            model, membership, lambda_sim=cell.lambda_sim, **PHIS[cell.phi]
+        )
+        parameters += regularizer.parameters()
+    optimizer = torch.optim.Adam(
+        parameters, lr=SETTINGS["lr"], weight_decay=SETTINGS["weight_decay"], fused=True
+    )
+    for _ in range(SETTINGS["epochs"]):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.mse_loss(model(x), y)
+        if regularizer is not None:
+            loss = loss + sum(regularizer.loss(model))
+        loss.backward()
+        optimizer.step()
+    if regularizer is not None:
+        regularizer.disable(model)
+    model.eval()
+    with torch.no_grad():
+        test_mse = torch.nn.functional.mse_loss(model(x_test), y_test).item()
+    activations = model.get_node_activations(x_test)
+    acts = torch.stack([activations[name] for name in scenario.function_nodes]).numpy()  # (N, B, C)
+    labels = scenario.membership.argmax(0).numpy()
+    found = {"test_mse": test_mse}
+    for suffix, table in (("", acts), ("_centred", acts - acts.mean(1, keepdims=True))):
+        flat = table.reshape(len(table), -1)
+        clusters = KMeans(len(scenario.membership), n_init=10, random_state=cell.seed).fit_predict(flat)
+        unit = flat / np.linalg.norm(flat, axis=1, keepdims=True).clip(1e-12)
+        cosine, same = unit @ unit.T, labels[:, None] == labels
+        found["ari" + suffix] = adjusted_rand_score(labels, clusters)
+        within = cosine[same & ~np.eye(len(labels), dtype=bool)].mean()
+        found["cosine_gap" + suffix] = within - cosine[~same].mean()
+    found["norm_ratio"] = norm_ratio(model, scenario)
+    return {**cell._asdict(), **found, **two_nodes(acts, labels, odd)}
+
+
+def given_membership(scenario: PathwayScenario, cell: Cell) -> tuple[torch.Tensor, np.ndarray]:
+    """What the regularizer is told, and two nodes of different chains, the same for every kind."""
+    rng = np.random.default_rng([cell.seed, 1])
+    truth = scenario.membership
+    labels = truth.argmax(0).numpy()
+    chains = rng.choice(len(truth), size=2, replace=False)
+    odd = np.array([rng.choice(np.flatnonzero(labels == chain)) for chain in chains])
+    given = truth.clone()
+    if cell.pathways == "shuffled":
+        given = shuffle_nodes(truth, seed=cell.seed)
+    elif cell.pathways == "hidden":
+        given[:, odd] = 0
+    elif cell.pathways == "wrong":
+        given[:, odd] = truth[:, odd[::-1].copy()]
+    return given, odd
+
+
+def two_nodes(acts: np.ndarray, labels: np.ndarray, odd: np.ndarray) -> dict[str, float]:
+    def correlation(node: int, chain: int) -> np.ndarray:
+        """Mean over channels of |r| and of r."""
+        members = [i for i in np.flatnonzero(labels == chain) if i not in odd]
+        one, score = acts[node], acts[members].mean(0)
+        one, score = one - one.mean(0), score - score.mean(0)
+        scale = np.sqrt((one**2).sum(0) * (score**2).sum(0)).clip(1e-12)
+        r = (one * score).sum(0) / scale
+        return np.array([np.abs(r).mean(), r.mean()])
+
+    to_random, to_claimed = [], []
+    for node, other in zip(odd, odd[::-1], strict=True):
+        own = correlation(node, labels[node])
+        strangers = [i for i in np.flatnonzero(labels != labels[node]) if i not in odd]
+        to_random.append(own - np.mean([correlation(i, labels[node]) for i in strangers], axis=0))
+        to_claimed.append(own - correlation(node, labels[other]))
+    names = ("own_minus_random", "signed_own_minus_random", "own_minus_claimed", "signed_own_minus_claimed")
+    return dict(zip(names, [*np.mean(to_random, 0).tolist(), *np.mean(to_claimed, 0).tolist()], strict=True))
+
+
+def norm_ratio(model: GSNN, scenario: PathwayScenario) -> float:
+    edges = scenario.model_graph.edge_index_dict["function", "to", "function"].t().tolist()
+    names = scenario.function_nodes
+    spurious = np.array([(names[u], names[v]) in scenario.spurious_edges for u, v in edges])
+    norms = []
+    for block in model.ResBlocks:
+        strength = 1.0
+        for linear, side, size in ((block.lin_in, 0, "N"), (block.lin_out, 1, "M")):
+            squares = torch.zeros(getattr(linear, size))
+            squares.index_add_(0, linear.indices[side], linear.values.detach().square())
+            strength = strength * squares.sqrt().numpy()
+        norms.append(strength[: len(edges)])
+    mean = np.mean(norms, 0)
+    return float(mean[~spurious].mean() / mean[spurious].mean())
+
+
+def summarize(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean over seeds and bootstrap 95% interval of each measure, and of true minus none and shuffled."""
+    measures = list(rows.columns[len(Cell._fields) : rows.columns.get_loc("signed_own_minus_claimed") + 1])
+    rng = np.random.default_rng(0)
+    index = ["shared", "phi", "lambda_sim", "pathways"]
+    table = []
+
+    def add(key: tuple, values: pd.DataFrame) -> None:
+        for measure in measures:
+            v = values[measure].to_numpy()
+            draws = rng.choice(v, size=(10_000, len(v))).mean(1)
+            low, high = np.quantile(draws, [0.025, 0.975])
+            table.append((*key, measure, len(v), v.mean(), low, high))
+
+    by_cell = {key: part.set_index("seed") for key, part in rows.groupby(index)}
+    for key, part in by_cell.items():
+        add(key, part)
+        shared, phi, lambda_sim, kind = key
+        others = {"none": (shared, "none", 0.0, "none"), "shuffled": (shared, phi, lambda_sim, "shuffled")}
+        for name, other in others.items():
+            if kind not in (name, "none") and other in by_cell:
+                difference = (part[measures] - by_cell[other][measures]).dropna()
+                if len(difference):
+                    add((*key[:3], f"{kind} - {name}"), difference)
+    return pd.DataFrame(table, columns=[*index, "measure", "seeds", "mean", "low", "high"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args()
+    args.out.parent.mkdir(exist_ok=True)
+    rows = pd.read_csv(args.out) if args.out.exists() else pd.DataFrame(columns=list(Cell._fields))
+    done = {Cell(*key) for key in rows[list(Cell._fields)].itertuples(index=False)}
+    todo = [cell for cell in cells(args.seeds) if cell not in done]
+    marks = {**SETTINGS, **stamp(), "threads": 1}
+    fresh: list[dict] = []
+
+    def save() -> pd.DataFrame:
+        table = pd.concat([rows, pd.DataFrame(fresh)]) if len(rows) else pd.DataFrame(fresh)
+        partial = args.out.with_suffix(".tmp")
+        table.to_csv(partial, index=False, float_format="%.5g")
+        os.replace(partial, args.out)
+        return table
+
+    found = Parallel(n_jobs=args.jobs, return_as="generator")(delayed(run)(cell) for cell in todo)
+    for row in tqdm(found, total=len(todo)):
+        fresh.append({**row, **marks})
+        if len(fresh) % 10 == 0:
+            save()
+    summary = summarize(save() if fresh else rows)
+    summary.assign(**marks).to_csv(
+        args.out.with_name(f"{args.out.stem}_summary.csv"), index=False, float_format="%.5g"
+    )
+    for measure, part in summary.groupby("measure", sort=False):
+        print(f"\n{measure}: mean [bootstrap 95% interval] over seeds")
+        cell = part.apply(lambda r: f"{r['mean']:.3f} [{r.low:.3f}, {r.high:.3f}]", axis=1)
+        wide = part.assign(cell=cell).pivot(
+            index=["shared", "phi", "lambda_sim"], columns="pathways", values="cell"
+        )
+        print(wide.fillna("").to_string())
+
+
+if __name__ == "__main__":
+    main()

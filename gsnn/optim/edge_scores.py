@@ -1,0 +1,183 @@
+"""Simple scores of every pair i -> j of function nodes, to judge an edge inferer by.
+
+They share nothing with the inferers but the captures they read: two need the kept edges only, two need no
+product of activations and gradients over channels, and two are the first-order effect that the missing edge
+would have on the loss. All are (N, N) arrays in float64, [source, target], larger is a better candidate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from gsnn.functional.modes import evaluation_mode
+from gsnn.optim.batch_scale import BatchScale, Crit
+from gsnn.optim.captures import Captures
+from gsnn.optim.edge_table import KeptEdges
+
+Scores = NDArray[np.float64]
+NAMES = ("activation_corr", "activation_gradient", "gradient_sv", "whitened_sv")
+_RANK_FLOOR = 1e-6  # of the largest eigenvalue of a node's channels: a direction below it is rounding
+
+
+def common_neighbours(data: Any) -> Scores:
+    """How many function nodes are joined to both i and j by a kept edge, in any direction.
+
+    The classical link predictor; it is symmetric, so it knows nothing of direction. Self counts nothing.
+    """
+    mask = KeptEdges.of(data).mask
+    joined = (mask | mask.T).astype(np.float64)
+    np.fill_diagonal(joined, 0.0)
+    return joined @ joined
+
+
+def degree_product(data: Any) -> Scores:
+    """Kept edges out of i times kept edges into j, between function nodes (preferential attachment)."""
+    mask = KeptEdges.of(data).mask
+    return np.outer(mask.sum(1), mask.sum(0)).astype(np.float64)
+
+
+def edge_scores(
+    model: nn.Module, data: Any, dataloader: Iterable[Any], crit: Crit | None = None, verbose: bool = True
+) -> dict[str, Scores]:
+    """Scores that need a trained model, from one forward and backward pass over `dataloader`.
+
+    With z_i^p the pre-norm activation, h_i^p the one after the nonlinearity, which `lin_out` reads, and
+    g_j^p the gradient of a sample's loss with respect to z_j^p, all (C,), and means over the P pairs of
+    adjacent layers:
+
+    - `activation_corr`: correlation over samples of ||z_i^p||_1 with ||z_j^(p+1)||_1. No gradient.
+    - `activation_gradient`: mean over samples of ||h_i^p||_1 ||g_j^(p+1)||_1, the rule by which RigL grows
+      connections (Evci et al. 2020), for nodes instead of weights.
+    - `gradient_sv`: largest singular value of the C x C matrix M_ij = E[h_i^p g_j^(p+1)'], E over samples. A
+      new edge of weights W = u v' (out of i, into j) changes the loss by tr(M' W) to first order, so this is
+      its steepest decrease.
+    - `whitened_sv`: the same with h_i^p centred and whitened. It does not depend on the scale or the mixing
+      of i's channels: it is the steepest decrease by a signal of unit variance made from them.
+
+    The model runs in eval mode; its mode, its parameters' `.grad` and its captures are left as they were. A
+    pair without any variation scores 0.
+
+    Parameters
+    ----------
+    model, data : as for `MagnitudeEdgeInferer`
+    dataloader : yields (x, y); x (B, N_in), y (B, N_out)
+    crit : loss, mean squared error by default, with NaN in y as a missing measurement
+    verbose : show a progress bar
+
+    Memory: 8 P (N C)^2 bytes, for networks of up to about a thousand nodes.
+
+    Raises
+    ------
+    TypeError, ValueError : as for `MagnitudeEdgeInferer`, and a dataloader without samples
+    """
+    from tqdm.auto import tqdm
+
+    kept = KeptEdges.of(data)
+    captures = Captures(model, kept.names)
+    like = next(model.parameters())
+    scale_of = BatchScale(crit)
+    sums: _Sums | None = None
+    with evaluation_mode(model), captures.recording(), torch.enable_grad():
+        for inputs, target in tqdm(dataloader, desc="samples", disable=not verbose, leave=False):
+            prediction = model(inputs.detach().to(like).requires_grad_())
+            loss, keep, scale = scale_of(prediction, target.to(like))
+            z = captures.tensors()
+            grads = torch.autograd.grad(loss, z[1:], allow_unused=True)
+            g = [torch.zeros_like(t) if d is None else d for d, t in zip(grads, z[1:], strict=True)]
+            after = [block._last_activation for block in captures.blocks[:-1]]
+            parts = [
+                torch.stack([captures.by_node(t.detach()).double() for t in tensors])
+                for tensors in (z, after, g)
+            ]
+            if keep is not None:
+                parts = [part[:, keep] for part in parts]
+            if parts[0].shape[1] == 0:
+                continue
+            if sums is None:
+                sums = _Sums(*parts)
+            sums.add(parts[0], parts[1], parts[2] * scale)
+    if sums is None:
+        raise ValueError("dataloader must yield at least one sample with a measured output, got none")
+    return sums.scores()
+
+
+class _Sums:
+    """Sums over samples; z (L, B, N, C), h and g (P, B, N, C).
+
+    Covariances are sums of products of distances from the first batch's mean: centred well enough in
+    float64, and a plain sum.
+    """
+
+    def __init__(self, z: Tensor, h: Tensor, g: Tensor) -> None:
+        self.pairs, _, self.nodes, self.channels = h.shape
+        size = self.nodes * self.channels
+        self.n = 0
+        self.x0 = z.abs().sum(-1).mean(1, keepdim=True)  # (L, 1, N)
+        self.h0 = h.mean(1, keepdim=True)  # (P, 1, N, C)
+        self.x_sum = torch.zeros_like(self.x0)
+        self.x_squares = torch.zeros_like(self.x0)
+        self.x_products = h.new_zeros(self.pairs, self.nodes, self.nodes)
+        self.magnitudes = h.new_zeros(self.nodes, self.nodes)
+        self.h_sum = torch.zeros_like(self.h0)
+        self.g_sum = torch.zeros_like(self.h0)
+        self.hh = h.new_zeros(self.pairs, self.nodes, self.channels, self.channels)
+        self.hg = h.new_zeros(self.pairs, size, size)
+
+    def add(self, z: Tensor, h: Tensor, g: Tensor) -> None:
+        self.n += z.shape[1]
+        x = z.abs().sum(-1) - self.x0
+        self.x_sum += x.sum(1, keepdim=True)
+        self.x_squares += x.square().sum(1, keepdim=True)
+        self.x_products += x[:-1].mT @ x[1:]
+        self.magnitudes += (h.abs().sum(-1).mT @ g.abs().sum(-1)).sum(0)
+        h = h - self.h0
+        self.h_sum += h.sum(1, keepdim=True)
+        self.g_sum += g.sum(1, keepdim=True)
+        self.hh += torch.einsum("pbic,pbid->picd", h, h)
+        self.hg += h.flatten(2).mT @ g.flatten(2)
+
+    def scores(self) -> dict[str, Scores]:
+        n = self.n
+        shift = self.x_sum / n
+        spread = (self.x_squares / n - shift.square()).clamp(min=0.0).sqrt()
+        size = (self.x0 + shift).abs()
+        inverse = torch.where(spread > 1e-6 * size, 1.0 / spread, 0.0)  # 0 where a magnitude is constant
+        r = (self.x_products / n - shift[:-1].mT @ shift[1:]) * inverse[:-1].mT * inverse[1:]
+
+        mean_h, mean_g = self.h_sum / n, self.g_sum / n  # of h less h0
+        centred = self._matrices(self.hg / n - mean_h.flatten(2).mT @ mean_g.flatten(2))
+        M = centred + self._matrices((mean_h + self.h0).flatten(2).mT @ mean_g.flatten(2))
+        mean = mean_h[:, 0]
+        cov = self.hh / n - mean[..., :, None] * mean[..., None, :]  # (P, N, C, C)
+        w, v = torch.linalg.eigh(cov)
+        # Rounding of the activations themselves: single precision, whatever a node's mean.
+        floor = torch.maximum(
+            _RANK_FLOOR * w[..., -1:], 1e-12 * (mean + self.h0[:, 0]).square().sum(-1, keepdim=True)
+        )
+        whiten = v.mT * torch.where(w > floor, w.clamp(min=1e-300).rsqrt(), 0.0)[..., None]
+        found = (
+            r.mean(0),
+            self.magnitudes / (n * self.pairs),
+            _largest(M),
+            _largest(whiten[:, :, None] @ centred),
+        )
+        return {name: values.cpu().numpy() for name, values in zip(NAMES, found, strict=True)}
+
+    def _matrices(self, flat: Tensor) -> Tensor:
+        """(P, N C, N C) -> (P, N, N, C, C), the C x C matrix of each pair of nodes."""
+        return (
+            flat.unflatten(2, (self.nodes, self.channels))
+            .unflatten(1, (self.nodes, self.channels))
+            .transpose(2, 3)
+        )
+
+
+def _largest(matrices: Tensor) -> Tensor:
+    """Mean over P of the largest singular values of (P, N, N, C, C): (N, N)."""
+    return torch.stack([torch.linalg.matrix_norm(part, 2) for part in matrices]).mean(0)

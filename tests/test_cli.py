@@ -1,0 +1,192 @@
+"""The commands as a user types them."""
+
+import json
+import subprocess
+import sys
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+import gsnn
+from gsnn.cli import app
+from gsnn.simulate.scenarios import converging_tiers
+from gsnn.workflow import write_tables
+
+QUICK = ["--folds", "2", "--channels", "2", "--epochs", "1"]
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    return write_tables(converging_tiers(4), tmp_path_factory.mktemp("data"), n=30, seed=0)
+
+
+def arguments(paths, out, **changes):
+    p = {k: str(v) for k, v in (paths | changes).items()}
+    return ["run", "--edges", p["edges"], "--x", p["x"], "--y", p["y"], "--out", str(out), *QUICK]
+
+
+def invoke(*words):
+    return CliRunner().invoke(app, [str(w) for w in words])
+
+
+def test_run_prints_a_summary_and_writes_the_files(paths, tmp_path):
+    done = invoke(*arguments(paths, tmp_path / "out"))
+    assert done.exit_code == 0, done.output
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    for method in ("mean", "ridge", "mlp", "gsnn"):
+        assert f"{method:<7} {metrics['r2'][method]:>16.3f}" in done.stdout
+    first = pd.read_csv(tmp_path / "out" / "edges.csv").iloc[0]
+    assert f"1  {first['source']} -> {first['target']}" in done.stdout
+    assert "do not read p_value" in done.stdout and "30 samples" in done.stdout
+    assert "fold 1 of 2" in done.stderr
+
+
+def test_quiet_says_nothing(paths, tmp_path):
+    done = invoke(*arguments(paths, tmp_path / "out"), "--quiet")
+    assert (done.exit_code, done.output) == (0, "")
+    assert (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_every_option_arrives(paths, tmp_path):
+    groups = tmp_path / "g.tsv"
+    rows = pd.read_csv(paths["x"], sep="\t", index_col=0).index
+    pd.DataFrame({"a": 1, "b": range(len(rows))}, rows).to_csv(groups, sep="\t")
+    done = invoke(
+        *arguments(paths, tmp_path / "out"),
+        *("--nodes", paths["nodes"], "--groups", groups, "--group-column", "b", "--seed", 3, "--layers", 3),
+        *("--norm", "layer", "--dropout", 0.4, "--lr", 0.02, "--weight-decay", 0.3, "--batch-size", 9),
+        *("--top", 4, "--device", "cpu"),
+    )
+    assert done.exit_code == 0, done.output
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["settings"] == {
+        "folds": 2,
+        "seed": 3,
+        "channels": 2,
+        "layers": 3,
+        "norm": "layer",
+        "dropout": 0.4,
+        "lr": 0.02,
+        "epochs": 1,
+        "weight_decay": 0.3,
+        "batch_size": 9,
+        "top": 4,
+        "device": "cpu",
+    }
+    assert metrics["data"]["groups"] == 30
+
+
+def test_defaults_are_those_of_the_library():
+    import inspect
+
+    from gsnn import cli
+    from gsnn.workflow import Options
+
+    given = {name: p.default for name, p in inspect.signature(cli.run).parameters.items()}
+    for name, default in vars(Options()).items():
+        assert given[name] == default, name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.rename(columns={"in1": "in_1"}), "has no column for 1 input node(s): 'in1'"),
+        (lambda t: t.assign(more=t["in0"]), "has 1 column(s) that are no input node: 'more'"),
+        (lambda t: t.assign(in2=0), "'in2' is 0 in every sample"),
+        (lambda t: t.rename(index={"s0001": "sX"}), "has 1 sample(s) that"),
+        (lambda t: t.assign(in2="x"), "must be numeric, got 'x' in column 'in2', sample 's0000'"),
+    ],
+)
+def test_misfits_end_with_one_line_and_code_2(paths, tmp_path, change, message):
+    table = pd.read_csv(paths["x"], sep="\t", index_col=0)
+    change(table).to_csv(tmp_path / "x.tsv", sep="\t")
+    done = invoke(*arguments(paths, tmp_path / "out", x=tmp_path / "x.tsv"))
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: ") and message in done.stderr
+    assert done.stderr.count("\n") == 1 and "Traceback" not in done.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--folds", "1"], "error: folds must be 0"),
+        (["--norm", "nope"], "error: norm must be one of"),
+        (["--device", "abacus"], "error: device 'abacus' cannot be used"),
+        (["--lr", "-1"], "error: lr must be a positive number"),
+        (["--groups", "nothing.tsv"], "error: no file nothing.tsv"),
+        (["--nonsense", "1"], "No such option"),
+        (["--folds", "x"], "Invalid value"),
+    ],
+)
+def test_bad_options_end_with_code_2(paths, tmp_path, words, message):
+    done = invoke(*arguments(paths, tmp_path / "out"), *words)
+    assert done.exit_code == 2 and message in done.stderr
+
+
+def test_exploding_training_is_an_error_of_one_line(paths, tmp_path):
+    done = invoke(*arguments(paths, tmp_path / "out"), "--quiet", "--lr", "1e30", "--epochs", "5")
+    assert done.exit_code == 2 and done.stderr.startswith("error: the loss became")
+
+
+def test_missing_options_and_files(tmp_path):
+    assert "Missing option" in invoke("run").stderr
+    nothing = tmp_path / "nothing.tsv"
+    done = invoke("run", "--edges", nothing, "--x", nothing, "--y", nothing, "--out", tmp_path / "out")
+    assert done.exit_code == 2 and f"error: no file {nothing}" in done.stderr
+
+
+def test_full_folder_is_checked_before_the_tables(tmp_path):
+    (tmp_path / "a").write_text("")
+    nothing = tmp_path / "nothing.tsv"
+    done = invoke("run", "--edges", nothing, "--x", nothing, "--y", nothing, "--out", tmp_path)
+    assert done.exit_code == 2 and "is not empty" in done.stderr
+
+
+def test_warnings_are_one_line_each(paths, tmp_path):
+    edges = pd.read_csv(paths["edges"], sep="\t")
+    edges[edges["target"] != "o3"].to_csv(tmp_path / "e.tsv", sep="\t", index=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONWARNINGS", "default")
+        done = invoke(
+            *arguments(paths, tmp_path / "out", edges=tmp_path / "e.tsv"),
+            "--nodes",
+            paths["nodes"],
+            "--quiet",
+        )
+    assert done.exit_code == 0, done.output
+    lines = done.stderr.strip().split("\n")
+    assert len(lines) == 1 and lines[0].startswith("warning: ") and "'o3'" in lines[0]
+
+
+def test_demo_tells_how_many_hidden_edges_it_found(tmp_path, monkeypatch):
+    from gsnn import workflow
+
+    monkeypatch.setattr(workflow, "DEMO_OPTIONS", workflow.Options(folds=2, channels=2, epochs=1))
+    done = invoke("demo", "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert "16 true edges were hidden from the graph" in done.stdout
+    assert "of them are among the first 16 of 535 ranked pairs" in done.stdout
+    assert (tmp_path / "data" / "X.tsv").exists() and (tmp_path / "edges.csv").exists()
+
+
+def test_version_and_help():
+    assert invoke("--version").stdout.strip() == f"gsnn {gsnn.__version__}"
+    assert "--edges" in invoke("run", "--help").stdout
+    assert "run" in invoke("--help").stdout
+
+
+def test_help_loads_neither_torch_nor_pandas():
+    code = (
+        "import sys; from gsnn.cli import app\n"
+        "try: app(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'pandas', 'sklearn', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")

@@ -1,0 +1,258 @@
+"""The main job on small simulated tables: its files, its invariances and its refusals."""
+
+import json
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import gsnn
+from gsnn import io, workflow
+from gsnn.compare import METHODS
+from gsnn.graph import HeteroGraph
+from gsnn.simulate.scenarios import converging_tiers
+from gsnn.tables import load_data
+from gsnn.workflow import Options, default_epochs, default_layers, demo, run, settle, write_tables
+
+QUICK = Options(folds=2, channels=2, epochs=2, batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    return write_tables(converging_tiers(4), tmp_path_factory.mktemp("data"), n=40, seed=0)
+
+
+def load(paths, **changes):
+    p = paths | changes
+    return load_data(p["edges"], p["x"], p["y"], nodes=p["nodes"], groups=p.get("groups"))
+
+
+@pytest.fixture(scope="module")
+def finished(paths, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "a" / "b"
+    return run(load(paths), out, QUICK, verbose=False), out
+
+
+def test_all_files_are_there_and_nothing_else(finished):
+    _, out = finished
+    found = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
+    assert found == [
+        "edges.csv",
+        "figures/learning_curve.png",
+        "figures/predicted_vs_measured.png",
+        "figures/top_edges.png",
+        "metrics.json",
+        "model.safetensors",
+        "predictions.csv",
+    ]
+    assert [p.name for p in out.parent.iterdir()] == ["b"]
+
+
+def test_metrics(finished):
+    result, out = finished
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics == workflow_plain(result.metrics)
+    assert set(metrics["r2"]) == set(METHODS) and metrics["r2"]["mean"] == 0.0
+    assert metrics["data"]["samples"] == 40 and metrics["data"]["measured"] == 160
+    assert metrics["settings"]["epochs"] == 2 and metrics["settings"]["layers"] == 4
+    assert "do not read p_value" in metrics["edges"]["caution"]
+
+
+def workflow_plain(metrics):
+    return json.loads(json.dumps(metrics))
+
+
+def test_predictions_are_out_of_fold_and_give_the_reported_r2(finished):
+    result, out = finished
+    table = pd.read_csv(out / "predictions.csv")
+    assert len(table) == 40 * 4 and set(table["fold"]) == {1, 2}
+    assert table.groupby("sample")["fold"].nunique().max() == 1
+    for method in METHODS:
+        left = ((table["measured"] - table[method]) ** 2).sum()
+        total = ((table["measured"] - table["mean"]) ** 2).sum()
+        assert 1 - left / total == pytest.approx(result.metrics["r2"][method], abs=1e-5)
+    own = table["measured"].groupby([table["fold"], table["output"]]).mean()
+    predicted = table["mean"].groupby([table["fold"], table["output"]]).mean()
+    assert np.allclose(own[1], predicted[2], atol=1e-4)  # of two folds, one is the other's training fold
+
+
+def test_edges_are_the_pairs_that_the_graph_lacks(finished, paths):
+    result, out = finished
+    table = pd.read_csv(out / "edges.csv")
+    graph = load(paths).graph
+    names = graph.node_names_dict["function"]
+    kept = {(names[i], names[j]) for i, j in graph.edge_index_dict["function", "to", "function"].T.tolist()}
+    pairs = list(zip(table["source"], table["target"], strict=True))
+    assert len(set(pairs)) == len(pairs) == len(names) * (len(names) - 1) - len(kept)
+    assert result.metrics["edges"]["pairs"] == result.metrics["edges"]["listed"] == len(pairs)
+    assert not kept & set(pairs) and all(u != v for u, v in pairs)
+    assert table["rank"].tolist() == list(range(1, len(pairs) + 1))
+    assert table["score"].dropna().is_monotonic_decreasing
+    assert list(table.columns) == ["rank", "source", "target", "score", "p_value", "q_value"]
+
+
+def test_saved_model_predicts_in_the_units_of_y(finished, paths):
+    result, out = finished
+    data = load(paths)
+    model = gsnn.load(out / "model.safetensors")
+    yhat = gsnn.predict(model, data.x[data.x.columns[::-1]])
+    np.testing.assert_array_equal(yhat, gsnn.predict(result.model, data.x))
+    assert model.scaling.y_mean == pytest.approx(data.y.mean().tolist())
+    assert io.read_header(out / "model.safetensors")["extra"]["settings"]["channels"] == 2
+
+
+def test_order_of_columns_and_rows_changes_nothing(finished, paths, tmp_path):
+    result, _ = finished
+    changed = {}
+    for key in ("x", "y"):
+        table = pd.read_csv(paths[key], sep="\t", index_col=0, dtype=str)
+        changed[key] = tmp_path / f"{key}.tsv"
+        table.sample(frac=1, random_state=1).sample(frac=1, random_state=2, axis=1).to_csv(
+            changed[key], sep="\t"
+        )
+    other = run(load(paths, **changed), tmp_path / "out", QUICK, verbose=False)
+    for method in METHODS:
+        assert other.metrics["r2"][method] == result.metrics["r2"][method]
+    pd.testing.assert_frame_equal(other.edges, result.edges)
+    key = ["sample", "output"]
+    pd.testing.assert_frame_equal(
+        other.predictions.sort_values(key, ignore_index=True),
+        result.predictions.sort_values(key, ignore_index=True),
+    )
+    assert all(
+        torch.equal(a, b) for a, b in zip(other.model.parameters(), result.model.parameters(), strict=True)
+    )
+
+
+def test_global_random_state_is_left_alone(paths, tmp_path):
+    torch.manual_seed(0)
+    state, state_np = torch.get_rng_state(), np.random.get_state()[1].copy()
+    run(load(paths), tmp_path, QUICK, verbose=False)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert np.array_equal(np.random.get_state()[1], state_np)
+
+
+def test_gaps_groups_and_one_split(paths, tmp_path):
+    y = pd.read_csv(paths["y"], sep="\t", index_col=0)
+    y[np.random.default_rng(0).random(y.shape) < 0.3] = np.nan
+    y.iloc[0] = np.nan
+    y.to_csv(tmp_path / "y.tsv", sep="\t")
+    groups = pd.Series(np.arange(40) // 8, y.index, name="batch")
+    groups.to_csv(tmp_path / "g.tsv", sep="\t")
+    data = load(paths, y=tmp_path / "y.tsv", groups=tmp_path / "g.tsv")
+    for folds in (0, 5):
+        options = Options(folds=folds, channels=2, epochs=1)
+        result = run(data, tmp_path / f"out{folds}", options, verbose=False)
+        table = result.predictions.merge(groups.rename_axis("sample").reset_index())
+        assert table.groupby("batch")["fold"].nunique().max() == 1
+        assert len(table) == (32 if folds == 0 else 160)
+        assert np.isfinite(list(result.metrics["r2"].values())).all()
+
+
+def test_folder_that_is_not_empty(paths, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "metrics.json").write_text("old")
+    with pytest.raises(FileExistsError, match=r"is not empty; choose another folder or use --force"):
+        run(load(paths), tmp_path, QUICK, verbose=False)
+    assert (tmp_path / "metrics.json").read_text() == "old"
+    run(load(paths), tmp_path, QUICK, force=True, verbose=False)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert json.loads((tmp_path / "metrics.json").read_text())["r2"]
+    with pytest.raises(FileExistsError, match="out must be a folder"):
+        run(load(paths), tmp_path / "notes.txt", QUICK, force=True, verbose=False)
+
+
+def test_a_failed_run_leaves_no_files(paths, tmp_path, monkeypatch):
+    def fails(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(io, "save", fails)
+    with pytest.raises(OSError, match="disk full"):
+        run(load(paths), tmp_path / "out", QUICK, verbose=False)
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"folds": 1}, r"folds must be 0 \(one split\) or at least 2, got 1"),
+        ({"folds": 41}, "folds must be at most the number of samples, 40, got 41"),
+        ({"top": 0}, "top must be a positive int, got 0"),
+        ({"batch_size": 0}, "batch_size must be a positive int, got 0"),
+        ({"layers": 1}, "layers must be at least 2, .* got 1"),
+        ({"channels": 0}, "channels must be a positive int, got 0"),
+        ({"norm": "nope"}, "norm must be one of"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
+        ({"lr": -1.0}, "lr must be a positive number, got -1.0"),
+        ({"epochs": 0}, "epochs must be a positive int, got 0"),
+        ({"device": "abacus"}, "device 'abacus' cannot be used"),
+    ],
+)
+def test_bad_options_stop_before_any_work(paths, tmp_path, monkeypatch, options, message):
+    def never(*args, **kwargs):
+        raise AssertionError("work was done")
+
+    monkeypatch.setattr(workflow, "baseline", never)
+    with pytest.raises(ValueError, match=message):
+        run(load(paths), tmp_path / "out", Options(**options), verbose=False)
+
+
+def test_too_few_groups(paths, tmp_path):
+    rows = pd.read_csv(paths["x"], sep="\t", index_col=0).index
+    pd.Series(np.arange(40) % 2, rows, name="g").to_csv(tmp_path / "g.tsv", sep="\t")
+    with pytest.raises(ValueError, match="groups must have at least 5 labels to split by, got 2"):
+        settle(load(paths, groups=tmp_path / "g.tsv"), Options(folds=5))
+
+
+def graph(between, into, out, n):
+    def edges(pairs):
+        return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T
+
+    return HeteroGraph(
+        {
+            ("function", "to", "function"): edges(between),
+            ("input", "to", "function"): edges(into),
+            ("function", "to", "output"): edges(out),
+        },
+        {"input": ["i", "k"], "function": [f"f{j}" for j in range(n)], "output": ["o", "p"]},
+        warn=False,
+    )
+
+
+def test_graph_without_function_edges(paths):
+    data = load(paths)
+    bare = graph([], [(0, 0), (1, 1)], [(0, 0), (1, 1)], 2)
+    with pytest.raises(ValueError, match="at least one function -> function edge, got none"):
+        settle(type(data)(bare, data.x, data.y, data.order), Options())
+
+
+def test_default_layers_let_every_signal_arrive():
+    chain = [(j, j + 1) for j in range(6)]
+    assert default_layers(graph(chain, [(0, 0), (1, 5)], [(6, 0), (1, 1)], 7)) == 7
+    shortcut = [*chain, (0, 6)]
+    assert default_layers(graph(shortcut, [(0, 0), (1, 5)], [(6, 0), (1, 1)], 7)) == 4
+    assert default_layers(graph([(0, 1)], [(0, 0)], [], 2)) == 4
+    long = [(j, j + 1) for j in range(29)]
+    assert default_layers(graph(long, [(0, 0), (1, 0)], [(29, 0), (29, 1)], 30)) == 12
+
+
+@pytest.mark.parametrize(("n", "expected"), [(56, 400), (400, 286), (1000, 125), (100_000, 30)])
+def test_default_epochs(n, expected):
+    assert default_epochs(n, 64) == expected
+
+
+def test_demo_counts_hidden_edges(tmp_path):
+    found = demo(tmp_path, Options(folds=2, channels=3, epochs=2), verbose=False)
+    top = found.result.edges.head(16)
+    hidden = set(converging_tiers(12).held_out)
+    assert found.held_out == found.looked_at == 16
+    assert found.found == sum((u, v) in hidden for u, v in zip(top["source"], top["target"], strict=True))
+    assert found.chance == pytest.approx(16 * 16 / 535)
+    assert {p.name for p in (tmp_path / "data").iterdir()} == {"edges.tsv", "nodes.tsv", "X.tsv", "Y.tsv"}
+    again = demo(tmp_path, Options(folds=2, channels=3, epochs=2), verbose=False)
+    pd.testing.assert_frame_equal(again.result.edges, found.result.edges)
