@@ -70,7 +70,9 @@ def score_all(
             found[f"{score}, {layer_agg}"] = as_matrix(table, "corr", n)
     found["sv of M"] = simple["gradient_sv"]
     found["sv of M, whitened"] = simple["whitened_sv"]
+    found["sv of M, joint"] = simple["joint_sv"]
     found["regressor, last"] = regressor.scores().double().numpy()
+    found["regressor signed, last"] = regressor.W.detach().double().numpy()
     regressor.load_best()
     found["regressor, best"] = regressor.scores().double().numpy()
     for name in ("kge", "kge directed"):

@@ -26,7 +26,9 @@ POST_HOC = {
     "epochs": 30, "batch_size": 64, "lr": 1e-3, "weight_decay": 1e-2, "schedule": "constant",
 }  # fmt: skip
 ONLINE = {**POST_HOC, "norm": "none", "dropout": 0.2, "lr": 1e-4}
-DAG = {"kind": "dag", "n_functions": 40, "share": 0.3, "samples": 2000, "noise": 0.15, **POST_HOC, "layers": 8}
+DAG = {
+    "kind": "dag", "n_functions": 40, "share": 0.3, "samples": 2000, "noise": 0.15, **POST_HOC, "layers": 8,
+}  # fmt: skip
 CNO = {"kind": "folder", "critical": True, "share": 0.3, **POST_HOC, "layers": 10, "dropout": 0.1, "lr": 1e-2}
 RECIPES = {
     "tiers12": {"kind": "tiers", "width": 12, "samples": 2000, "noise": 0.15, **POST_HOC},
@@ -92,7 +94,8 @@ def _from_folder(recipe: dict, seed: int) -> tuple[Problem, list[Edge], list[Edg
     edges = sorted((u, v) for u, v in G.edges if u in functions and v in functions and u != v)
     if recipe["critical"]:
         table = pd.read_csv(folder / "edge_criticality.tsv", sep="\t")
-        edges = sorted(zip(*(table.loc[table.lost_pairs > 0, end] for end in ("source", "target")), strict=True))
+        table = table[table["lost_pairs"] > 0]
+        edges = sorted(zip(table["source"], table["target"], strict=True))
     order = np.random.default_rng(seed).permutation(len(edges))
     held_out = [edges[i] for i in order[: int(recipe["share"] * len(edges))]]
     G.remove_edges_from(held_out)

@@ -12,6 +12,7 @@ them; ranks are raw, so kept edges compete.
 
 import argparse
 import copy
+import time
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from gsnn.models.GSNN import GSNN
 from gsnn.optim.MagnitudeEdgeInferer import MagnitudeEdgeInferer
 from gsnn.optim.MagnitudeEdgeRegressor import MagnitudeEdgeRegressor
-from gsnn.simulate.scenarios import converging_tiers
+from gsnn.simulate.scenarios import Scenario, converging_tiers
 
 OUT = Path(__file__).parent / "results" / "online.csv"
 SETTINGS = {
@@ -45,16 +46,7 @@ MODES = ("abs", "signed")
 MEASURES = ("auc", "average_precision", "mrr", "top@1", "top@5")
 
 
-def one_seed(seed: int) -> list[dict]:
-    torch.set_num_threads(1)
-    np.random.seed(seed)  # noqa: NPY002 - the published protocol draws from the global state
-    torch.manual_seed(seed)
-    scenario = converging_tiers(SETTINGS["width"])
-    x, x_test, y, y_test = scenario.sample(2000, 500, SETTINGS["noise"])
-    mean, sd = y.mean(0), y.std(0)
-    x, x_test, y, y_test = (
-        torch.tensor(part, dtype=torch.float32) for part in (x, x_test, (y - mean) / sd, (y_test - mean) / sd)
-    )
+def build(scenario: Scenario) -> tuple[GSNN, MagnitudeEdgeRegressor]:
     graph = scenario.partial
     model = GSNN(
         graph.edge_index_dict,
@@ -72,6 +64,49 @@ def one_seed(seed: int) -> list[dict]:
         ridge=SETTINGS["regressor_ridge"],
         dropout=SETTINGS["regressor_dropout"],
     )
+    return model, regressor
+
+
+def cost(repeats: int = 300) -> dict[str, float]:
+    """Milliseconds, the least of interleaved repeats on one thread: the model's own training step without a
+    regressor, a whole step with one, and `aux_step` alone."""
+    torch.set_num_threads(1)
+    model, regressor = build(converging_tiers(SETTINGS["width"]))
+    x, y = torch.randn(2, SETTINGS["batch_size"], SETTINGS["width"])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=SETTINGS["lr"])
+    best = dict.fromkeys(("step alone", "step with regressor", "aux_step"), float("inf"))
+    for _ in range(repeats):
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(model(x), y).backward()
+        optimizer.step()
+        best["step alone"] = min(best["step alone"], time.perf_counter() - start)
+        start = time.perf_counter()
+        regressor.pre_forward()
+        loss = torch.nn.functional.mse_loss(model(x), y)
+        regressor.arm_retained_grads()
+        optimizer.zero_grad()
+        loss.backward()
+        before = time.perf_counter()
+        regressor.aux_step()
+        after = time.perf_counter()
+        optimizer.step()
+        best["aux_step"] = min(best["aux_step"], after - before)
+        best["step with regressor"] = min(best["step with regressor"], time.perf_counter() - start)
+    return {name: 1e3 * seconds for name, seconds in best.items()}
+
+
+def one_seed(seed: int) -> list[dict]:
+    torch.set_num_threads(1)
+    np.random.seed(seed)  # noqa: NPY002 - the published protocol draws from the global state
+    torch.manual_seed(seed)
+    scenario = converging_tiers(SETTINGS["width"])
+    x, x_test, y, y_test = scenario.sample(2000, 500, SETTINGS["noise"])
+    mean, sd = y.mean(0), y.std(0)
+    x, x_test, y, y_test = (
+        torch.tensor(part, dtype=torch.float32) for part in (x, x_test, (y - mean) / sd, (y_test - mean) / sd)
+    )
+    model, regressor = build(scenario)
     loader = DataLoader(TensorDataset(x, y), batch_size=SETTINGS["batch_size"], shuffle=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=SETTINGS["lr"])
     best: dict[str, tuple[float, int, dict]] = {}
@@ -107,7 +142,7 @@ def one_seed(seed: int) -> list[dict]:
             regressor.load_state_dict(content)
             found = regressor.evaluate_against(scenario.test_edges)
             record(f"regressor {mode}, {name}", at, found, regressor.evaluate())
-    inferer = MagnitudeEdgeInferer(model, graph)
+    inferer = MagnitudeEdgeInferer(model, scenario.partial)
     inferer.fit(loader, verbose=False)
     for score in ("corr", "partial"):
         options = {"score": score, "layer_agg": "max"}
@@ -143,6 +178,9 @@ def main() -> None:
     stamped = rows.round(6).assign(**{**SETTINGS, **stamp(), "threads": 1})
     stamped.to_csv(args.out, index=False)
     print(f"wrote {args.out}")
+    measured = cost()
+    print(", ".join(f"{name} {ms:.2f} ms" for name, ms in measured.items()), end="; ")
+    print(f"aux_step / step alone {measured['aux_step'] / measured['step alone']:.2f}")
 
 
 if __name__ == "__main__":

@@ -71,16 +71,16 @@ class Cell(NamedTuple):
 
 
 def cells(seeds: int) -> list[Cell]:
-    """The headline first, so that a run that is stopped early has it."""
-    ordered = [Cell("none", "none", 0.0, s, k) for k, s in product(range(seeds), (True, False))]
-    for lambda_sim, phi in product(LAMBDAS, PHIS):
-        kinds = ["true", "shuffled"]
-        if lambda_sim == LAMBDAS[0] and phi in ("channel", "mean"):
-            kinds += ["hidden", "wrong"]
-        ordered += [
-            Cell(kind, phi, lambda_sim, s, k) for k, s, kind in product(range(seeds), (True, False), kinds)
-        ]
-    return ordered
+    """The headline first and then seed by seed, so that a run that is stopped early can be used."""
+    kinds = ("true", "shuffled", "hidden", "wrong")
+    both = (True, False)
+    ordered = [Cell("none", "none", 0.0, s, k) for k, s in product(range(seeds), both)]
+    ordered += [Cell(kind, "channel", 0.5, s, k) for k, s, kind in product(range(seeds), both, kinds)]
+    for k, lambda_sim, phi, s, kind in product(range(seeds), LAMBDAS, PHIS, both, kinds):
+        cell = Cell(kind, phi, lambda_sim, s, k)
+        if kind in ("true", "shuffled") or (phi, lambda_sim) == ("mean", 0.5):
+            ordered.append(cell)
+    return list(dict.fromkeys(ordered))
 
 
 def run(cell: Cell) -> dict:

@@ -69,8 +69,9 @@ class Options:
                 raise ValueError(f"{name} must be a positive int, got {getattr(self, name)}")
 
 
-#: Gentler than the default. It predicts as well there, and the missing edges stand out more: a network that
-#: is trained for long works around them (9 or 10 of 16 among the first 16 pairs instead of 6 to 8).
+#: Gentler than the default: a network trained for long works around its missing edges. Chosen on seeds 0 and
+#: 1 of the demo's scenario by the hidden edges found; on seeds 2 to 9 the first 16 pairs hold 8.8 of the 16
+#: hidden edges (8 to 10), with the default settings 5.3 (3 to 7).
 DEMO_OPTIONS = Options(dropout=0.1, lr=1e-3, epochs=50)
 
 

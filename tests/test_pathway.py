@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gsnn.functional.pathway import Memberships, dissimilarity, member_products, similarity
+from gsnn.functional.pathway import Memberships, dissimilarity, similarity
 
 EPS = 1e-6
 
@@ -53,7 +53,7 @@ def test_equals_corrcoef(leave_one_out, signed, channels):
     table, activations = random_case(0, C=channels, signed=signed)
     members = members_of(table, channels)
     rows = torch.tensor(activations).flatten(0, 1)
-    mean, counts = similarity(member_products(rows, members), members, leave_one_out, EPS)
+    mean, counts, _ = similarity(rows, members, leave_one_out)
     assert mean.item() == pytest.approx(mean_correlation(activations, table, leave_one_out), rel=1e-10)
     assert counts.item() == 1
 
@@ -63,17 +63,19 @@ def test_inactive_members_are_left_out():
     activations[[2, 5]] *= 1e-5
     members = members_of(table, 3)
     rows = torch.tensor(activations).flatten(0, 1)
-    products = member_products(rows, members, min_std=1e-3)
     expected = mean_correlation(activations, table, True, 1e-3)
-    assert similarity(products, members, True, EPS)[0].item() == pytest.approx(expected, rel=1e-9)
-    silent = torch.isin(members.row // 3, torch.tensor([2, 5]))
-    assert torch.equal(products.share == 0, silent)
+    mean, _, scores = similarity(rows, members, True, min_std=1e-3)
+    assert mean.item() == pytest.approx(expected, rel=1e-9)
+    table[:, [2, 5]] = 0
+    centred = activations - activations.mean(2, keepdims=True)
+    expected = np.einsum("kn,ncb->kcb", table / table.sum(1, keepdims=True), centred)
+    assert np.allclose(scores.numpy(), expected.reshape(-1, 11), atol=1e-12)
 
 
 def test_nothing_that_counts_is_zero_and_says_so():
     members = members_of([[1.0, 0], [0, 1.0]])
     rows = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
-    mean, counts = similarity(member_products(rows, members), members, True, EPS)
+    mean, counts, _ = similarity(rows, members, True)
     assert (mean.item(), counts.item()) == (0, 0)
     assert torch.equal(torch.autograd.grad(mean, rows)[0], torch.zeros_like(rows))
 
@@ -86,25 +88,32 @@ def test_gradients(leave_one_out, signed):
     rows = torch.tensor(activations).flatten(0, 1).requires_grad_()
 
     def loss(rows):
-        products = member_products(rows, members)
-        dis = dissimilarity(products.scores, torch.tensor([[0, 1], [2, 0]]), 2, EPS)
-        return similarity(products, members, leave_one_out, EPS)[0] + dis
+        mean, _, scores = similarity(rows, members, leave_one_out)
+        return mean + dissimilarity(scores, torch.tensor([[0, 1], [2, 0]]), 2, EPS)
 
     assert torch.autograd.gradcheck(loss, rows)
 
 
-def test_gradients_of_the_products_themselves():
+@pytest.mark.parametrize("leave_one_out", [False, True])
+def test_gradients_where_variances_are_at_their_floor(leave_one_out):
     table, activations = random_case(3, N=5, K=3, C=2, B=4)
     members = members_of(table, 2)
     rows = torch.tensor(activations).flatten(0, 1).requires_grad_()
-    assert torch.autograd.gradcheck(lambda rows: member_products(rows, members)[:4], rows)
+    assert torch.autograd.gradcheck(lambda rows: similarity(rows, members, leave_one_out, eps=2.0)[0], rows)
+
+
+def test_gradient_of_the_scores_alone():
+    table, activations = random_case(4, N=5, K=3, C=2, B=4)
+    members = members_of(table, 2)
+    rows = torch.tensor(activations).flatten(0, 1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda rows: similarity(rows, members)[2], rows)
 
 
 @pytest.mark.parametrize("leave_one_out", [False, True])
 def test_a_constant_correlates_with_nothing_and_has_a_finite_gradient(leave_one_out):
     members = members_of(np.ones((1, 3)))
     rows = torch.zeros(3, 8, requires_grad=True)
-    mean, _ = similarity(member_products(rows, members), members, leave_one_out, EPS)
+    mean, _, _ = similarity(rows, members, leave_one_out)
     mean.backward()
     assert mean.item() == 0
     assert bool(rows.grad.isfinite().all())
@@ -116,7 +125,7 @@ def test_others_that_cancel_leave_no_rounding_noise():
     rows = torch.randn(4, 64, generator=generator)
     rows[0] *= 1e5
     members = members_of(np.ones((1, 4)))
-    mean, _ = similarity(member_products(rows, members), members, True, EPS)
+    mean, _, _ = similarity(rows, members, True)
     assert -1 <= mean.item() <= 1
     assert abs(mean.item()) < 0.3  # independent rows
 
@@ -139,8 +148,8 @@ def test_scale_and_shift_of_the_rows_do_not_matter(seed, leave_one_out, factor, 
     table, activations = random_case(seed, signed=bool(seed % 2))
     members = members_of(table, 3)
     rows = torch.tensor(activations).flatten(0, 1)
-    one, _ = similarity(member_products(rows, members), members, leave_one_out, EPS)
-    two, _ = similarity(member_products(rows * factor + shift, members), members, leave_one_out, EPS)
+    one, _, _ = similarity(rows, members, leave_one_out)
+    two, _, _ = similarity(rows * factor + shift, members, leave_one_out, eps=EPS * factor**2)
     assert -1 - 1e-9 <= one.item() <= 1 + 1e-9
     assert one.item() == pytest.approx(two.item(), abs=1e-6)
 
@@ -154,9 +163,9 @@ def test_two_thousand_pathways_on_ten_thousand_nodes_stay_a_list():
     stored = sum(t.numel() for t in vars(members).values() if isinstance(t, torch.Tensor))
     assert stored < K * N / 10
     rows = torch.randn(N * C, 4, requires_grad=True)
-    mean, _ = similarity(member_products(rows, members), members, True, EPS)
+    mean, _, _ = similarity(rows, members, True)
     mean.backward()
-    again, _ = similarity(member_products(rows, members), members, True, EPS)
+    again, _, _ = similarity(rows, members, True)
     first, rows.grad = rows.grad, None
     again.backward()
     assert torch.equal(first, rows.grad)  # bit-identical

@@ -40,7 +40,7 @@ def test_weights_and_several_nodes_of_one_gene():
         (({"P": "AB"}, NODES), TypeError, r"gene_sets\['P'\] must be a collection of genes, got the string"),
         (({"P": {"A": np.nan}}, NODES), ValueError, r"gene_sets\['P'\] must have finite weights"),
         (({"P": ["A", "B"]}, ["A", "A"]), ValueError, "function_nodes must be unique, got duplicates"),
-        (({"P": ["x", "y"]}, NODES), ValueError, "at least 2 function nodes, got none among 1; genes are 'x'"),
+        (({"P": ["x", "y"]}, NODES), ValueError, "2 function nodes, got none among 1; genes are 'x'"),
     ],
 )
 def test_bad_gene_sets(arguments, error, message):
@@ -84,7 +84,7 @@ def test_table_sets():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.rename(columns={"gene": "id"}), "table must have the column 'gene', got 'pathway', 'id'"),
+        (lambda t: t.rename(columns={"gene": "id"}), "must have the column 'gene', got 'pathway', 'id'"),
         (lambda t: t.assign(gene=["A", None]), "table must have no empty cell in 'pathway', 'gene'"),
         (lambda t: t.assign(gene="A"), r"table must have each membership once, got twice \('P', 'A'\)"),
     ],

@@ -3,7 +3,7 @@
 ``lin_in``, a norm that averages (or none), ELU, an optional constant factor (dropout, node mask) and
 ``lin_out`` with its residual. One operation keeps a few tensors per block for the backward pass and
 spares autograd's bookkeeping between the steps, which is where a small network's time goes. Anything
-else, and any block whose activations are captured, runs as the separate operations of
+else, and any block whose captures lie on the way to its output, runs as the separate operations of
 :mod:`gsnn.functional.sparse` and :mod:`gsnn.functional.channels`.
 """
 
@@ -36,11 +36,13 @@ class Form(NamedTuple):
         channels: C.
         dims: dimensions of (N, C, B) its norm averages over; None for no norm.
         centre: whether the norm subtracts the mean.
+        aside: whether it also gives the activations that ``lin_out`` reads.
     """
 
     channels: int
     dims: Dims | None
     centre: bool
+    aside: bool = False
 
 
 class Weights(NamedTuple):
@@ -85,8 +87,11 @@ def _split(flat: Sequence[Any]) -> list[Weights]:
     return [Weights(*flat[k : k + N_WEIGHTS]) for k in range(0, len(flat), N_WEIGHTS)]
 
 
-def _plain(state: Tensor, flat: Sequence[Tensor | None], form: Form, plan: Plan) -> Tensor:
-    """The stack by differentiable operations."""
+def _plain(
+    state: Tensor, flat: Sequence[Tensor | None], form: Form, plan: Plan
+) -> tuple[Tensor, list[Tensor]]:
+    """The stack by differentiable operations: its result and what each ``lin_out`` reads."""
+    read = []
     for w in _split(flat):
         z = plain_in(state, w.in_values.view(-1, form.channels), w.in_bias, plan)
         if form.dims is not None:
@@ -97,13 +102,16 @@ def _plain(state: Tensor, flat: Sequence[Tensor | None], form: Form, plan: Plan)
         z = torch.nn.functional.elu(z)
         if w.factor is not None:
             z = z * w.factor
+        read.append(z)
         through = None if w.residual is None else state
         state = plain_out(z, w.out_values.view(-1, form.channels), w.out_bias, through, w.residual, plan)
-    return state
+    return state, read
 
 
-def _forward(state: Tensor, w: Weights, form: Form, plan: Plan) -> tuple[Tensor, _Saved, Tensor | None]:
-    """New state, what to save, and the mean that the norm subtracted."""
+def _forward(
+    state: Tensor, w: Weights, form: Form, plan: Plan
+) -> tuple[Tensor, _Saved, Tensor | None, Tensor]:
+    """New state, what to save, the mean that the norm subtracted, and what ``lin_out`` read."""
     table_in = in_table(w.in_values.view(-1, form.channels), plan)
     table_out = out_table(w.out_values.view(-1, form.channels), plan)
     z = product_in(state, table_in, w.in_bias, plan)
@@ -119,7 +127,7 @@ def _forward(state: Tensor, w: Weights, form: Form, plan: Plan) -> tuple[Tensor,
     read = active if w.factor is None else active * w.factor
     gate = None if w.residual is None else w.residual.relu()
     result = product_out(read, table_out, w.out_bias, state, gate, plan)
-    return result, _Saved(state, table_in, table_out, unit, unit_scale_, active, gate), mean
+    return result, _Saved(state, table_in, table_out, unit, unit_scale_, active, gate), mean, read
 
 
 def _backward(
@@ -130,13 +138,19 @@ def _backward(
     plan: Plan,
     state_needed: bool,
     needed: Sequence[bool],
+    read_grad: Tensor | None,
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    """Gradients for the state that entered the block and for its weights."""
+    """Gradients for the state that entered the block and for its weights.
+
+    ``read_grad`` is what else depends on the activations that ``lin_out`` read.
+    """
     read = saved.active if w.factor is None else saved.active * w.factor
     z_grad, out_values_grad, out_bias_grad = product_out_grads(
         grad, read, saved.out_table, plan, (True, needed[4], needed[5])
     )
     assert z_grad is not None
+    if read_grad is not None:
+        z_grad.add_(read_grad)
     if w.factor is not None:
         z_grad.mul_(w.factor)
     z_grad = elu_grad_(z_grad, saved.active)
@@ -177,25 +191,37 @@ class _Stack(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         kept: list[Tensor | None] = [state, *flat]
         statistics: list[Tensor | None] = []
+        aside: list[Tensor] = []
         for weights in _split(flat):
-            state, saved, mean = _forward(state, weights, form, plan)
+            state, saved, mean, read = _forward(state, weights, form, plan)
             kept.extend(saved)
+            if form.aside:
+                aside.append(read)
             statistics += [saved.unit_scale, mean]
         ctx.form, ctx.plan, ctx.n_flat = form, plan, len(flat)
         ctx.save_for_backward(*kept)
         ctx.mark_non_differentiable(*(t for t in statistics if t is not None))
-        return state, *statistics
+        ctx.set_materialize_grads(False)
+        return state, *statistics, *aside
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
+    def backward(ctx: Any, grad: Tensor | None, *others: Tensor | None) -> Any:
         form, plan = ctx.form, ctx.plan
         kept = ctx.saved_tensors
         inputs, kept = kept[: ctx.n_flat + 1], kept[ctx.n_flat + 1 :]
         needed = ctx.needs_input_grad[2:]
-        if torch.is_grad_enabled():
-            grads = differentiable_grads(lambda s, *flat: _plain(s, flat, form, plan), inputs, needed, grad)
-            return None, None, *grads
         blocks, flat_grads = _split(inputs[1:]), []
+        read_grads = others[2 * len(blocks) :] if form.aside else [None] * len(blocks)
+        if grad is None:  # only what was given aside has been used
+            grad = inputs[0].new_zeros(plan.n_rows, inputs[0].shape[1])
+        if torch.is_grad_enabled():
+
+            def outputs(state: Tensor, *flat: Tensor | None) -> list[Tensor]:
+                result, read = _plain(state, flat, form, plan)
+                return [result, *(z for z, g in zip(read, read_grads, strict=True) if g is not None)]
+
+            given = [grad, *(g for g in read_grads if g is not None)]
+            return None, None, *differentiable_grads(outputs, inputs, needed, given)
         state_grad: Tensor | None = grad.contiguous()
         n_saved = len(_Saved._fields)
         for k in range(len(blocks) - 1, -1, -1):
@@ -208,6 +234,7 @@ class _Stack(torch.autograd.Function):
                 plan,
                 k > 0 or needed[0],
                 needed[1 + k * N_WEIGHTS : 1 + (k + 1) * N_WEIGHTS],
+                read_grads[k],
             )
             flat_grads.append(weight_grads)
         return None, None, state_grad, *(g for grads in reversed(flat_grads) for g in grads)
@@ -215,7 +242,7 @@ class _Stack(torch.autograd.Function):
 
 def run_blocks(
     state: Tensor, blocks: Sequence[Weights], form: Form, plan: Plan
-) -> tuple[Tensor, list[tuple[Tensor | None, Tensor | None]]]:
+) -> tuple[Tensor, list[tuple[Tensor | None, Tensor | None]], list[Tensor]]:
     """Each block in turn: ``lin_out(factor * elu(norm(lin_in(state)))) + relu(residual) state``.
 
     Args:
@@ -225,7 +252,9 @@ def run_blocks(
         plan: the network's plan.
 
     Returns:
-        The new state (R, B), and for each block the norm's ``1 / sqrt(v + 1e-5)`` and mean (or None).
+        The new state (R, B); for each block the norm's ``1 / sqrt(v + 1e-5)`` and mean (or None); and,
+        for ``form.aside``, for each block the activations (N, C, B) in plan order that ``lin_out`` read.
     """
-    state, *statistics = _Stack.apply(form, plan, state, *(tensor for block in blocks for tensor in block))
-    return state, list(zip(statistics[::2], statistics[1::2], strict=True))
+    state, *others = _Stack.apply(form, plan, state, *(tensor for block in blocks for tensor in block))
+    statistics, aside = others[: 2 * len(blocks)], others[2 * len(blocks) :]
+    return state, list(zip(statistics[::2], statistics[1::2], strict=True)), aside

@@ -30,7 +30,10 @@ def plain_needed() -> bool:
 
 
 def differentiable_grads(
-    function: Callable[..., Tensor], inputs: Sequence[Tensor | None], needed: Sequence[bool], grad: Tensor
+    function: Callable[..., Tensor | Sequence[Tensor]],
+    inputs: Sequence[Tensor | None],
+    needed: Sequence[bool],
+    grad: Tensor | Sequence[Tensor],
 ) -> list[Tensor | None]:
     """Gradients of ``function(*inputs)`` that can themselves be differentiated, None where not needed."""
     wanted = [tensor for tensor, need in zip(inputs, needed, strict=True) if need and tensor is not None]

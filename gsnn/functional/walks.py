@@ -152,7 +152,7 @@ def random_walks(table: Transitions, starts: ArrayLike, steps: int, rng: np.rand
 def window_pairs(
     walks: Int, window: int, along: NDArray[np.bool_] | None = None
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Every (earlier, later) couple of nodes that are at most `window` steps apart in a walk: two (K,) arrays.
+    """Every (earlier, later) couple of nodes at most `window` steps apart in a walk: two (K,) arrays.
 
     walks is (W, steps + 1) as `random_walks` gives it. With `along`, (W, steps) bool, only couples with no
     step between them where it is False; what it says of steps after the end of a walk does not matter.

@@ -364,17 +364,17 @@ class GSNN(torch.nn.Module):
     def _capturing(self) -> Iterator[None]:
         """Eval mode with captures on; modes, switches and captures come back as they were."""
         blocks = self._blocks
-        kept = [(b, b._store_activations, b._last_pre_norm_activation, b._last_activation) for b in blocks]
+        kept = [(b, b._store_activations, b._last_pre_norm_activation, b._captured, b._aside) for b in blocks]
         try:
             for block in blocks:
                 block._store_activations = True
             with evaluation_mode(self):
                 yield
         finally:
-            for block, stored, pre_norm, activation in kept:
+            for block, stored, pre_norm, activation, aside in kept:
                 block._store_activations = stored
                 block._last_pre_norm_activation = pre_norm
-                block._last_activation = activation
+                block._captured, block._aside = activation, aside
 
 
 def _recomputation(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gsnn.functional.pathway import Memberships, dissimilarity, member_products, similarity
+from gsnn.functional.pathway import Memberships, dissimilarity, similarity
 
 PHIS = ("mean", "learned", "channel")
 CHANNEL_MIN_STD = 1e-3
@@ -108,13 +108,17 @@ class PathwayLatentRegularizer(torch.nn.Module):
         if phi == "learned":
             like = blocks[0].lin_in.values if hasattr(blocks[0], "lin_in") else torch.ones(())
             self.readout = torch.nn.Parameter(like.new_full((self.channels,), 1 / self.channels))
-        self._lists: tuple[torch.device, Memberships, Tensor] | None = None
+        self._lists: tuple[tuple[torch.device, Tensor | None], Memberships, Tensor] | None = None
         self.enable(model)
 
     def enable(self, model: torch.nn.Module) -> None:
-        """Switch the model's captures on. The constructor has done it for its model; again is harmless."""
+        """Switch the model's captures on. The constructor has done it for its model; again is harmless.
+
+        They are captures aside from the output's path, the cheaper kind (see
+        :class:`gsnn.models.ResBlock.ResBlock`), unless captures are on already.
+        """
         for block in _blocks(model):
-            block._store_activations = True
+            block._store_activations = block._store_activations or "aside"
         if _watch(model) is None:
             model.register_forward_hook(_Watch())
 
@@ -141,64 +145,72 @@ class PathwayLatentRegularizer(torch.nn.Module):
                 gradients since the last call or the last change of a parameter.
             ValueError: fewer than 2 samples, another model's sizes, or a phi with a wrong output.
         """
-        captured = self._captured(model)
-        members, pairs = self._on(captured[0].device)
+        captured, rank = self._captured(model)
+        if isinstance(self.phi, torch.nn.Module) and rank is not None:
+            captured, rank = [a.index_select(0, rank) for a in captured], None
+        members, pairs = self._on(captured[0].device, rank)
         sims, counted, diss = [], [], []
         for activation in captured:
-            rows = self._rows(activation)
-            products = member_products(rows, members, self.min_std)
-            mean, counts = similarity(products, members, self.leave_one_out, self.eps)
+            mean, counts, scores = similarity(
+                self._rows(activation), members, self.leave_one_out, self.min_std, self.eps
+            )
             sims.append(mean)
             counted.append(counts)
             if self.lambda_dis > 0:
-                diss.append(dissimilarity(products.scores, pairs, members.channels, self.eps))
+                diss.append(dissimilarity(scores, pairs, members.channels, self.eps))
         sim = torch.stack(sims).sum() / torch.stack(counted).sum().clamp(min=1)
         dis = torch.stack(diss).mean() if diss else torch.zeros_like(sim)
         return -self.lambda_sim * sim, self.lambda_dis * dis
 
-    def _captured(self, model: torch.nn.Module) -> list[Tensor]:
-        """The activations (B, N*C) of each block, once."""
+    def _captured(self, model: torch.nn.Module) -> tuple[list[Tensor], Tensor | None]:
+        """Activations (N, C, B) of each block, for this once; and the place of each node, None = its own."""
         watch = _watch(model)
         if watch is None or not all(block._store_activations for block in _blocks(model)):
             raise RuntimeError("model must have its captures on; call enable(model) before the forward pass")
         captured = watch.take(model, self)
-        samples, width = captured[0].shape
-        if width != self.n_nodes * self.channels:
+        rank = None
+        if captured[0].ndim == 3:
+            plan = _blocks(model)[0]._aside[1]
+            rank = None if plan.natural else plan.rank
+        else:
+            captured = [a.t().unflatten(0, (-1, self.channels)) for a in captured]
+        nodes, channels, samples = captured[0].shape
+        if (nodes, channels) != (self.n_nodes, self.channels):
             raise ValueError(
                 f"model must have {self.n_nodes} function nodes with {self.channels} channels, "
-                f"got {width} channels in all"
+                f"got {nodes} with {channels}"
             )
         if samples < 2:
             raise ValueError(f"a batch must have at least 2 samples to correlate over, got {samples}")
-        return captured
+        return captured, rank
 
     def _rows(self, activation: Tensor) -> Tensor:
-        """(B, N*C) -> (N*C, B) for ``'channel'``, else (N, B)."""
+        """(N, C, B) -> (N*C, B) for ``'channel'``, else (N, B)."""
         if activation.dtype in (torch.float16, torch.bfloat16):
             activation = activation.float()
-        rows = activation.t()  # (N*C, B), contiguous as GSNN captures it
         if self.phi == "channel":
-            return rows.contiguous()
-        by_node = rows.unflatten(0, (self.n_nodes, self.channels))  # (N, C, B)
+            return activation.flatten(0, 1).contiguous()
         if self.phi == "mean":
-            return by_node.mean(1)
+            return activation.sum(1) / self.channels  # unlike mean, its gradient takes no memory
         if self.phi == "learned":
-            return torch.einsum("ncb,c->nb", by_node, self.readout.to(by_node))
+            readout = self.readout.to(activation).expand(self.n_nodes, 1, -1)
+            return torch.bmm(readout, activation).squeeze(1)
         assert isinstance(self.phi, torch.nn.Module)
-        scalar = self.phi(by_node.permute(2, 0, 1))
-        if scalar.shape != (activation.shape[0], self.n_nodes):
-            raise ValueError(
-                f"phi must map (B, N, C) to (B, N) = ({activation.shape[0]}, {self.n_nodes}), "
-                f"got {tuple(scalar.shape)}"
-            )
-        return scalar.t().to(rows.dtype).contiguous()
+        scalar = self.phi(activation.permute(2, 0, 1))
+        expected = activation.shape[2], self.n_nodes
+        if scalar.shape != expected:
+            raise ValueError(f"phi must map (B, N, C) to (B, N) = {expected}, got {tuple(scalar.shape)}")
+        return scalar.t().to(activation.dtype).contiguous()
 
-    def _on(self, device: torch.device) -> tuple[Memberships, Tensor]:
-        if self._lists is None or self._lists[0] != device:
+    def _on(self, device: torch.device, rank: Tensor | None) -> tuple[Memberships, Tensor]:
+        """The memberships, with the rows where the nodes are, and the pairs; kept until either changes."""
+        if self._lists is None or self._lists[0][0] != device or self._lists[0][1] is not rank:
             channels = self.channels if self.phi == "channel" else 1
             group, row, weight = (part.to(device) for part in self._edges)
+            if rank is not None:
+                row = rank.to(device)[row]
             members = Memberships.of(group, row, weight, self.n_pathways, self.n_nodes, channels)
-            self._lists = device, members, self._pairs.to(device)
+            self._lists = (device, rank), members, self._pairs.to(device)
         return self._lists[1:]
 
     def extra_repr(self) -> str:
@@ -224,12 +236,12 @@ class _Watch:
 
     @torch.compiler.disable
     def __call__(self, model: torch.nn.Module, *_: Any) -> None:
-        captured = [block._last_activation for block in _blocks(model)]
+        captured = _tensors(model)
         if not model.training or any(a is None or not a.requires_grad for a in captured):
             return
         if self._is_fresh(captured):  # an older pass: this one has left no captures
             return
-        self._fresh = [weakref.ref(a) for a in captured]
+        self._fresh = [weakref.ref(a) for a in captured if a is not None]
         self._versions = [p._version for p in model.parameters()]
         self._readers = set()
 
@@ -239,8 +251,8 @@ class _Watch:
         )
 
     def take(self, model: torch.nn.Module, reader: PathwayLatentRegularizer) -> list[Tensor]:
-        captured = [block._last_activation for block in _blocks(model)]
-        if any(a is None for a in captured):
+        captured = [a for a in _tensors(model) if a is not None]
+        if not captured:
             raise RuntimeError("loss needs a forward pass of the model after enable(model), got none")
         if not self._is_fresh(captured):
             raise RuntimeError(
@@ -258,13 +270,21 @@ class _Watch:
         return captured
 
 
+def _tensors(model: torch.nn.Module) -> list[Tensor | None]:
+    """What the last forward pass left: (N, C, B) kept aside, else (B, N*C)."""
+    blocks = _blocks(model)
+    if all(getattr(block, "_aside", None) is not None for block in blocks):
+        return [block._aside[0] for block in blocks]
+    return [block._last_activation for block in blocks]
+
+
 def _watch(model: torch.nn.Module) -> _Watch | None:
     return next((hook for hook in model._forward_hooks.values() if isinstance(hook, _Watch)), None)
 
 
 def _blocks(model: torch.nn.Module) -> list[Any]:
     blocks = list(getattr(model, "ResBlocks", ()))
-    needed = ("channel_groups", "_store_activations", "_last_activation")
+    needed = ("channel_groups", "_store_activations")
     if not blocks or not all(hasattr(block, name) for block in blocks for name in needed):
         raise TypeError(
             "model must have ResBlocks with channel_groups and the switch _store_activations, as GSNN has; "

@@ -51,11 +51,14 @@ class ResBlock(torch.nn.Module):
         channel_groups: (N*C,) flat node index of each channel.
 
     Attributes:
-        _store_activations: switch; when on, each forward keeps ``_last_pre_norm_activation`` and
+        _store_activations: switch; when True, each forward keeps ``_last_pre_norm_activation`` and
             ``_last_activation``, both (B, N*C) in the order of ``channel_groups`` and on the
-            autograd graph of the output.
+            autograd graph of the output. When ``'aside'`` it keeps only ``_last_activation``, which
+            costs next to nothing: gradients of what is computed from it reach the weights, but the
+            output's own gradient does not pass through it.
     """
 
+    _store_activations: bool | str
     channel_groups: torch.Tensor
     residual_weight: torch.Tensor | None
 
@@ -89,7 +92,19 @@ class ResBlock(torch.nn.Module):
         self.register_buffer("channel_groups", channel_groups, persistent=False)
         self._store_activations = False
         self._last_pre_norm_activation: torch.Tensor | None = None
-        self._last_activation: torch.Tensor | None = None
+        self._captured: torch.Tensor | None = None
+        self._aside: tuple[torch.Tensor, Plan] | None = None  # (N, C, B) in plan order
+
+    @property
+    def _last_activation(self) -> torch.Tensor | None:
+        """(B, N*C); what was kept aside is put into the order of the nodes when it is first read."""
+        if self._captured is None and self._aside is not None:
+            self._captured = self._capture(*self._aside)[0]
+        return self._captured
+
+    @_last_activation.setter
+    def _last_activation(self, activation: torch.Tensor | None) -> None:
+        self._captured, self._aside = activation, None
 
     def forward(self, state: torch.Tensor, plan: Plan, node_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Edge state (R, B) in the plan's rows -> the same.
@@ -105,15 +120,17 @@ class ResBlock(torch.nn.Module):
         out_values = self.lin_out.table().view(-1, self.channels)
         residual = self.residual_weight
         z = lin_in(state, in_values, self.lin_in.bias, plan)
-        if self._store_activations:
+        if self._store_activations is True:
             self._last_pre_norm_activation, z = self._capture(z, plan)
         z = self._nonlin(self.norm(z, plan)) if self.norm_first else self.norm(self._nonlin(z), plan)
         if self.dropout.p:
             z = self.dropout(z)
         if self.node_mlp is not None:
             z = self.node_mlp(z)
-        if self._store_activations:
+        if self._store_activations is True:
             self._last_activation, z = self._capture(z, plan)
+        elif self._store_activations:
+            self._captured, self._aside = None, (z, plan)
         if node_mask is not None:
             z = z * node_mask
         through = state if residual is not None else None
@@ -126,7 +143,7 @@ class ResBlock(torch.nn.Module):
     def fusible(self, node_mask: torch.Tensor | None) -> bool:
         """Whether a forward pass is now of the form that :func:`run_fused` runs as one operation."""
         return (
-            not self._store_activations
+            (not self._store_activations or (self._store_activations == "aside" and node_mask is None))
             and self._plain_elu
             and (self.norm.kind == "none" or (self.norm_first and self.norm.dims is not None))
             and self.node_mlp is None
@@ -171,9 +188,14 @@ def run_fused(
 ) -> torch.Tensor:
     """The blocks in turn, as one differentiable operation; all of one form and ``fusible``."""
     norm = blocks[0].norm
-    form = Form(blocks[0].channels, norm.dims, norm.centre)
+    form = Form(
+        blocks[0].channels, norm.dims, norm.centre, aside=any(block._store_activations for block in blocks)
+    )
     weights = [block.weights(state, plan, node_mask) for block in blocks]
-    result, statistics = run_blocks(state, weights, form, plan)
+    result, statistics, aside = run_blocks(state, weights, form, plan)
+    for block, activation in zip(blocks, aside, strict=False):  # none where none is wanted
+        if block._store_activations:
+            block._captured, block._aside = None, (activation, plan)
     for block, (scale, mean) in zip(blocks, statistics, strict=True):
         size = len(block.channel_groups) * state.shape[1]
         block.norm.update_statistics(scale, mean, size, plan)

@@ -1,12 +1,13 @@
 """Simple scores of every pair i -> j of function nodes, to judge an edge inferer by.
 
-They share nothing with the inferers but the captures they read: two need the kept edges only, two need no
-product of activations and gradients over channels, and two are the first-order effect that the missing edge
-would have on the loss. All are (N, N) arrays in float64, [source, target], larger is a better candidate.
+They share nothing with the inferers but the captures that they read. Two need the kept edges only, two need
+magnitudes only, and three are the first-order effect that the missing edge would have on the loss, alone or
+beside all others. All are (N, N) float64 arrays, [source, target]; larger is a better candidate.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,7 +22,7 @@ from gsnn.optim.captures import Captures
 from gsnn.optim.edge_table import KeptEdges
 
 Scores = NDArray[np.float64]
-NAMES = ("activation_corr", "activation_gradient", "gradient_sv", "whitened_sv")
+NAMES = ("activation_corr", "activation_gradient", "gradient_sv", "whitened_sv", "joint_sv")
 _RANK_FLOOR = 1e-6  # of the largest eigenvalue of a node's channels: a direction below it is rounding
 
 
@@ -43,7 +44,12 @@ def degree_product(data: Any) -> Scores:
 
 
 def edge_scores(
-    model: nn.Module, data: Any, dataloader: Iterable[Any], crit: Crit | None = None, verbose: bool = True
+    model: nn.Module,
+    data: Any,
+    dataloader: Iterable[Any],
+    crit: Crit | None = None,
+    ridge: float = 1.0,
+    verbose: bool = True,
 ) -> dict[str, Scores]:
     """Scores that need a trained model, from one forward and backward pass over `dataloader`.
 
@@ -59,6 +65,9 @@ def edge_scores(
       its steepest decrease.
     - `whitened_sv`: the same with h_i^p centred and whitened. It does not depend on the scale or the mixing
       of i's channels: it is the steepest decrease by a signal of unit variance made from them.
+    - `joint_sv`: largest singular value of the (i, j) block of the ridge regression of g_j^(p+1) on the
+      centred and whitened activations of all nodes at once. A node that only goes along with the one that is
+      missing, or with a kept parent, gets less than by itself.
 
     The model runs in eval mode; its mode, its parameters' `.grad` and its captures are left as they were. A
     pair without any variation scores 0.
@@ -68,9 +77,10 @@ def edge_scores(
     model, data : as for `MagnitudeEdgeInferer`
     dataloader : yields (x, y); x (B, N_in), y (B, N_out)
     crit : loss, mean squared error by default, with NaN in y as a missing measurement
+    ridge : of `joint_sv`, above 0, against a variance of 1 of every regressor
     verbose : show a progress bar
 
-    Memory: 8 P (N C)^2 bytes, for networks of up to about a thousand nodes.
+    Memory: about 50 P (N C)^2 bytes: this is for networks of some hundred nodes.
 
     Raises
     ------
@@ -78,6 +88,8 @@ def edge_scores(
     """
     from tqdm.auto import tqdm
 
+    if not (ridge > 0 and math.isfinite(ridge)):
+        raise ValueError(f"ridge must be a positive number, got {ridge!r}")
     kept = KeptEdges.of(data)
     captures = Captures(model, kept.names)
     like = next(model.parameters())
@@ -104,7 +116,7 @@ def edge_scores(
             sums.add(parts[0], parts[1], parts[2] * scale)
     if sums is None:
         raise ValueError("dataloader must yield at least one sample with a measured output, got none")
-    return sums.scores()
+    return sums.scores(ridge)
 
 
 class _Sums:
@@ -126,7 +138,7 @@ class _Sums:
         self.magnitudes = h.new_zeros(self.nodes, self.nodes)
         self.h_sum = torch.zeros_like(self.h0)
         self.g_sum = torch.zeros_like(self.h0)
-        self.hh = h.new_zeros(self.pairs, self.nodes, self.channels, self.channels)
+        self.hh = h.new_zeros(self.pairs, size, size)
         self.hg = h.new_zeros(self.pairs, size, size)
 
     def add(self, z: Tensor, h: Tensor, g: Tensor) -> None:
@@ -139,10 +151,11 @@ class _Sums:
         h = h - self.h0
         self.h_sum += h.sum(1, keepdim=True)
         self.g_sum += g.sum(1, keepdim=True)
-        self.hh += torch.einsum("pbic,pbid->picd", h, h)
-        self.hg += h.flatten(2).mT @ g.flatten(2)
+        h, g = h.flatten(2), g.flatten(2)
+        self.hh += h.mT @ h
+        self.hg += h.mT @ g
 
-    def scores(self) -> dict[str, Scores]:
+    def scores(self, ridge: float) -> dict[str, Scores]:
         n = self.n
         shift = self.x_sum / n
         spread = (self.x_squares / n - shift.square()).clamp(min=0.0).sqrt()
@@ -151,31 +164,36 @@ class _Sums:
         r = (self.x_products / n - shift[:-1].mT @ shift[1:]) * inverse[:-1].mT * inverse[1:]
 
         mean_h, mean_g = self.h_sum / n, self.g_sum / n  # of h less h0
-        centred = self._matrices(self.hg / n - mean_h.flatten(2).mT @ mean_g.flatten(2))
-        M = centred + self._matrices((mean_h + self.h0).flatten(2).mT @ mean_g.flatten(2))
-        mean = mean_h[:, 0]
-        cov = self.hh / n - mean[..., :, None] * mean[..., None, :]  # (P, N, C, C)
-        w, v = torch.linalg.eigh(cov)
-        # Rounding of the activations themselves: single precision, whatever a node's mean.
-        floor = torch.maximum(
-            _RANK_FLOOR * w[..., -1:], 1e-12 * (mean + self.h0[:, 0]).square().sum(-1, keepdim=True)
-        )
+        centred = self._blocks(self.hg / n - mean_h.flatten(2).mT @ mean_g.flatten(2))
+        M = centred + self._blocks((mean_h + self.h0).flatten(2).mT @ mean_g.flatten(2))
+        cov = self._blocks(self.hh / n - mean_h.flatten(2).mT @ mean_h.flatten(2))
+        w, v = torch.linalg.eigh(cov.diagonal(dim1=1, dim2=2).permute(0, 3, 1, 2))  # (P, N, C), (P, N, C, C)
+        # Below this a direction is the rounding of the activations, in single precision.
+        noise = 1e-12 * (mean_h + self.h0)[:, 0].square().sum(-1, keepdim=True)
+        floor = torch.maximum(_RANK_FLOOR * w[..., -1:], noise)
         whiten = v.mT * torch.where(w > floor, w.clamp(min=1e-300).rsqrt(), 0.0)[..., None]
+        alone = whiten[:, :, None] @ centred
+        joint = self._flat(whiten[:, :, None] @ cov @ whiten.mT[:, None])
+        joint.diagonal(dim1=1, dim2=2).add_(ridge)
+        beside = self._blocks(torch.linalg.solve(joint, self._flat(alone)))
         found = (
             r.mean(0),
             self.magnitudes / (n * self.pairs),
             _largest(M),
-            _largest(whiten[:, :, None] @ centred),
+            _largest(alone),
+            _largest(beside),
         )
         return {name: values.cpu().numpy() for name, values in zip(NAMES, found, strict=True)}
 
-    def _matrices(self, flat: Tensor) -> Tensor:
+    def _blocks(self, flat: Tensor) -> Tensor:
         """(P, N C, N C) -> (P, N, N, C, C), the C x C matrix of each pair of nodes."""
-        return (
-            flat.unflatten(2, (self.nodes, self.channels))
-            .unflatten(1, (self.nodes, self.channels))
-            .transpose(2, 3)
-        )
+        sizes = (self.nodes, self.channels)
+        return flat.unflatten(2, sizes).unflatten(1, sizes).transpose(2, 3)
+
+    @staticmethod
+    def _flat(blocks: Tensor) -> Tensor:
+        """The inverse of `_blocks`."""
+        return blocks.transpose(2, 3).flatten(3).flatten(1, 2)
 
 
 def _largest(matrices: Tensor) -> Tensor:

@@ -1,0 +1,246 @@
+"""The comparison's harness: resumable, blind to labels, and right in its arithmetic."""
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+import _methods  # noqa: E402
+import _scenarios  # noqa: E402
+import _tables  # noqa: E402
+import compare_inference as compare  # noqa: E402
+
+TINY = {
+    "kind": "tiers", "width": 4, "samples": 40, "noise": 0.15, **_scenarios.POST_HOC,
+    "channels": 2, "layers": 3, "epochs": 2, "batch_size": 20,
+}  # fmt: skip
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Two scenarios of 8 function nodes, and a comparison that only pretends to train; returns its calls."""
+    monkeypatch.setattr(_scenarios, "RECIPES", {"tiers12": TINY, "tiers25": {**TINY, "width": 5}})
+    calls = []
+
+    def pretend(problem, recipe, seed, validation_edges):
+        n = len(problem.graph.node_names_dict["function"])
+        calls.append((recipe["width"], seed))
+        scores = np.random.default_rng([seed, recipe["width"]])
+        # All methods that the figures ask for.
+        names = ("random", "degree product", "corr, mean", "sv of M", "sv of M, joint", "regressor, last")
+        names += ("kge directed", "|activation| x |gradient|")
+        return {name: scores.random((n, n)) for name in names}, {"test_mse": 0.5 + seed}
+
+    monkeypatch.setattr(_methods, "score_all", pretend)
+    return calls
+
+
+CELLS = [("tiers12", 0), ("tiers25", 0), ("tiers12", 1)]
+
+
+def test_a_finished_cell_is_never_run_twice(tiny, tmp_path):
+    first = compare.run(CELLS, tmp_path, 1, "threading")
+    assert tiny == [(4, 0), (5, 0), (4, 1)]
+    again = compare.run([*CELLS, ("tiers25", 1)], tmp_path, 1, "threading")
+    assert tiny[3:] == [(5, 1)]
+    assert again[:3] == first
+
+
+def test_a_killed_run_loses_only_the_running_cell(tiny, tmp_path):
+    code = f"""
+        import os, signal, sys
+        sys.path.insert(0, {str(BENCHMARKS)!r})
+        import numpy as np
+        import _methods, _scenarios, compare_inference as compare
+        from pathlib import Path
+        _scenarios.RECIPES = {_scenarios.RECIPES!r}
+        def score_all(problem, recipe, seed, validation_edges):
+            if seed == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            n = len(problem.graph.node_names_dict["function"])
+            return {{"killed run": np.eye(n)}}, {{}}
+        _methods.score_all = score_all
+        compare.run({CELLS!r}, Path({str(tmp_path)!r}), 1, "threading")
+    """
+    code = textwrap.dedent(code)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, cwd=BENCHMARKS.parent, check=False
+    )
+    assert done.returncode == -9, done.stderr.decode()
+    parts = compare.run(CELLS, tmp_path, 1, "threading")
+    assert tiny == [(4, 1)]
+    assert [next(iter(part["methods"])) for part in parts] == ["killed run", "killed run", "random"]
+
+
+def test_a_part_is_whole_or_absent(tiny, tmp_path, monkeypatch):
+    def fails(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "write_text", fails)
+    with pytest.raises(OSError, match="disk full"):
+        compare.run(CELLS[:1], tmp_path, 1, "threading")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_other_settings_are_another_cell(tiny, tmp_path, monkeypatch):
+    compare.run(CELLS[:1], tmp_path, 1, "threading")
+    monkeypatch.setitem(_scenarios.RECIPES, "tiers12", {**TINY, "lr": 0.5})
+    compare.run(CELLS[:1], tmp_path, 1, "threading")
+    monkeypatch.setitem(_methods.SETTINGS, "kge epochs", 7)
+    compare.run(CELLS[:1], tmp_path, 1, "threading")
+    assert tiny == [(4, 0)] * 3
+
+
+def test_labels_change_the_checkpoint_and_nothing_else(monkeypatch):
+    monkeypatch.setitem(_scenarios.RECIPES, "tiny", {**TINY, "width": 6})
+    monkeypatch.setitem(_methods.SETTINGS, "kge epochs", 2)
+    problem, validation, test = _scenarios.build("tiny", 0)
+    recipe = {**_scenarios.RECIPES["tiny"], "lr": 1e-2, "epochs": 6}
+    found, quality = _methods.score_all(problem, recipe, 0, validation)
+    names = problem.graph.node_names_dict["function"]
+    kept = set(
+        zip(
+            *(
+                np.array(names)[part]
+                for part in problem.graph.edge_index_dict[("function", "to", "function")]
+            ),
+            strict=True,
+        )
+    )
+    others = [(u, v) for u in names for v in names if u != v and (u, v) not in kept and v == "f3"]
+    other, _ = _methods.score_all(problem, recipe, 0, others)
+    changed = [method for method in found if not np.array_equal(found[method], other[method], equal_nan=True)]
+    assert changed in ([], ["regressor, best"])
+    assert set(quality) == {"train_mse", "test_mse"}
+    assert {scores.shape for scores in found.values()} == {(12, 12)}
+    assert set(validation) | set(test) <= {(u, v) for u in names for v in names} - kept
+
+
+@pytest.mark.parametrize("name", list(_scenarios.RECIPES))
+def test_held_out_edges_are_missing_from_the_graph(name):
+    if not _scenarios.present(name):
+        pytest.skip(f"no data in {_scenarios.DATA}; GSNN_DATA says where they are")
+    problem, validation, test = _scenarios.build(name, 0)
+    edges = problem.graph.to_edge_table()
+    kept = set(zip(edges["source"], edges["target"], strict=True))
+    names = set(problem.graph.node_names_dict["function"])
+    held_out = [*validation, *test]
+    assert validation and test and len(set(held_out)) == len(held_out)
+    assert not kept & set(held_out)
+    assert {end for edge in held_out for end in edge} <= names
+    assert problem.x.shape[0] == problem.y.shape[0]
+    assert abs(float(problem.y.nanmean())) < 1e-3
+    recipe = _scenarios.RECIPES[name]
+    if recipe.get("critical"):
+        table = pd.read_csv(_scenarios.DATA / recipe["folder"] / "edge_criticality.tsv", sep="\t")
+        lost = table.set_index(["source", "target"])["lost_pairs"]
+        assert all(lost[edge] > 0 for edge in held_out)
+    if recipe["kind"] == "folder":
+        assert set(_scenarios.build(name, 1)[2]) != set(test)
+
+
+def test_judged_against_counting_and_sklearn():
+    problem, _, test = _scenarios.build("tiers12", 0)
+    names = list(problem.graph.node_names_dict["function"])
+    scores = np.random.default_rng(0).integers(0, 9, (24, 24)).astype(float)
+    scores[3, 5] = np.nan
+    found = _tables.judged(scores, problem.graph, test)
+    for (source, target), rank in zip(test, found["ranks"], strict=True):
+        own = scores[names.index(source), names.index(target)]
+        others = [scores[k, names.index(target)] for k in range(24) if names[k] not in (source, target)]
+        assert rank == 1 + sum(s > own for s in others) + sum(s == own for s in others) / 2
+    assert found["metrics"]["mrr"] == pytest.approx(np.mean(1 / np.array(found["ranks"])))
+    edges = problem.graph.to_edge_table()
+    kept = set(zip(edges["source"], edges["target"], strict=True))
+    pairs = [(u, v) for u in names for v in names if u != v and (u, v) not in kept]
+    y = [pair in set(test) for pair in pairs]
+    s = [np.nan_to_num(scores[names.index(u), names.index(v)], nan=-1) for u, v in pairs]
+    assert found["metrics"]["auc"] == pytest.approx(roc_auc_score(y, s))
+    assert np.trapezoid(found["roc"], _tables.FALSE_POSITIVE_RATES) == pytest.approx(
+        roc_auc_score(y, s), abs=0.01
+    )
+    assert found["counts"] == {"n_positives": 8, "n_negatives": len(pairs) - 8}
+
+
+def test_roc_of_no_information_is_the_diagonal():
+    found = _tables.roc(np.zeros(5), np.zeros(9))
+    np.testing.assert_allclose(found, _tables.FALSE_POSITIVE_RATES)
+    perfect = _tables.roc(np.array([2.0, 3.0]), np.array([0.0, np.nan]))
+    assert perfect.min() == 1.0
+
+
+def test_summary_is_the_mean_over_seeds_with_its_bootstrap_interval():
+    values = np.random.default_rng(1).normal(0.7, 0.1, 20)
+    low, high = _tables.interval(values)
+    assert (low, high) == _tables.interval(values)
+    oracle = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=10_000, rng=3)
+    np.testing.assert_allclose((low, high), oracle.confidence_interval, atol=2e-3)
+    assert _tables.interval(np.full(4, 0.3)) == pytest.approx((0.3, 0.3))
+
+    rows = [
+        {"scenario": s, "seed": k, "method": m, "metric": "auc", "value": v + shift}
+        for s, shift in (("one", 0.0), ("two", 5.0))
+        for m in ("a", "b")
+        for k, v in enumerate(values)
+    ]
+    table = _tables.summary_of(pd.DataFrame(rows)).set_index(["scenario", "method", "metric"])
+    assert table.loc[("two", "b", "auc"), "mean"] == pytest.approx(values.mean() + 5)
+    assert table.loc[("one", "a", "auc"), ["low", "high"]].tolist() == pytest.approx([low, high])
+    assert set(table["n_seeds"]) == {20}
+
+
+def test_the_whole_run_writes_tidy_stamped_tables_and_figures(tiny, tmp_path, capsys):
+    words = [
+        "--seeds",
+        "2",
+        "--backend",
+        "threading",
+        "--out",
+        str(tmp_path / "out"),
+        "--cache",
+        str(tmp_path / "c"),
+    ]
+    compare.main(words)
+    table = pd.read_csv(tmp_path / "out" / "compare_inference.csv")
+    assert len(tiny) == 4
+    assert not table.duplicated(["scenario", "seed", "method", "metric"]).any()
+    assert {"scenario", "seed", "method", "metric", "value", "settings", "commit", "torch", "numpy"} <= set(
+        table
+    )
+    settings = json.loads((tmp_path / "out" / "compare_inference_settings.json").read_text())
+    assert settings[table["settings"][0]] == compare.settings_of(table["scenario"][0])
+    mse = table[(table["method"] == "gsnn") & (table["metric"] == "test_mse")]
+    assert mse["value"].tolist() == [0.5, 0.5, 1.5, 1.5]
+    figures = sorted(path.name for path in (tmp_path / "out" / "figures").iterdir())
+    assert figures == ["compare_auc.png", "compare_ranks.png", "compare_roc.png"]
+    assert "auc: mean [95% interval of the mean over seeds]" in capsys.readouterr().out
+    compare.main(words)
+    assert len(tiny) == 4
+    pd.testing.assert_frame_equal(table, pd.read_csv(tmp_path / "out" / "compare_inference.csv"))
+
+
+def test_absent_data_is_said_and_skipped(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(_scenarios, "DATA", tmp_path)
+    compare.main(["--scenarios", "cno_extliver", "--out", str(tmp_path / "out")])
+    assert "skipped cno_extliver: no data in" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+def test_backends_that_cannot_work_are_refused(monkeypatch):
+    with pytest.raises(ValueError, match="--backend threading needs --jobs 1"):
+        compare.ready("threading", 2)
+    monkeypatch.setitem(sys.modules, "dask.distributed", None)
+    with pytest.raises(ImportError, match=r"--backend dask needs: pip install 'dask\[distributed\]'"):
+        compare.ready("dask", 2)
+    monkeypatch.setitem(sys.modules, "ray.util.joblib", None)
+    with pytest.raises(ImportError, match="--backend ray needs: pip install ray"):
+        compare.ready("ray", 2)
