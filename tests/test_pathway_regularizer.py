@@ -167,6 +167,18 @@ def test_dtypes(dtype, phi):
         assert one.item() == pytest.approx(other.item(), abs=tolerance)
 
 
+@pytest.mark.parametrize("phi", ["learned", "channel"])
+def test_autocast_changes_nothing(phi):
+    found = []
+    for enabled in (False, True):
+        model, x = make(torch.float32)
+        regularizer = PathwayLatentRegularizer(model, SCENARIO.membership, phi=phi)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            model(x)
+            found.append(regularizer.loss(model)[0].item())
+    assert found[0] == found[1]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("phi", ["mean", "learned", "channel"])
 def test_gpu_agrees_with_cpu_and_repeats_bit_for_bit(phi):

@@ -44,6 +44,11 @@ class Form(NamedTuple):
     centre: bool
     aside: bool = False
 
+    @property
+    def over_batch(self) -> bool:
+        """Whether the norm's statistics are those of the batch."""
+        return self.dims is not None and 2 in self.dims
+
 
 class Weights(NamedTuple):
     """The tensors of one block, nodes and edges in the given order.
@@ -197,7 +202,7 @@ class _Stack(torch.autograd.Function):
             kept.extend(saved)
             if form.aside:
                 aside.append(read)
-            statistics += [saved.unit_scale, mean]
+            statistics += [saved.unit_scale, mean] if form.over_batch else [None, None]
         ctx.form, ctx.plan, ctx.n_flat = form, plan, len(flat)
         ctx.save_for_backward(*kept)
         ctx.mark_non_differentiable(*(t for t in statistics if t is not None))
@@ -252,7 +257,8 @@ def run_blocks(
         plan: the network's plan.
 
     Returns:
-        The new state (R, B); for each block the norm's ``1 / sqrt(v + 1e-5)`` and mean (or None); and,
+        The new state (R, B); for each block the ``1 / sqrt(v + 1e-5)`` and mean of a norm over the
+        batch (else None); and,
         for ``form.aside``, for each block the activations (N, C, B) in plan order that ``lin_out`` read.
     """
     state, *others = _Stack.apply(form, plan, state, *(tensor for block in blocks for tensor in block))

@@ -124,6 +124,7 @@ class Plan:
     input_of_row: torch.Tensor
     read_rows: torch.Tensor
     read_back: torch.Tensor
+    output_of_row: torch.Tensor
     read_degree: torch.Tensor
 
     def __init__(self, edge_index: torch.Tensor, n_function: int, n_input: int, n_output: int) -> None:
@@ -174,6 +175,9 @@ class Plan:
         read_rows = np.full(n_read, self.n_rows - 1, dtype=np.int64)
         read_rows[_slots(read_back[read_node], first_read)] = row_of_edge[read_edges]
 
+        output_of_row = np.full(self.n_rows, n_output, dtype=np.int64)
+        output_of_row[row_of_edge[read_edges]] = read_node
+
         tensors = {
             "order": order,
             "rank": rank,
@@ -191,6 +195,7 @@ class Plan:
             "input_of_row": source[fed_edges] - n_function,
             "read_rows": read_rows,
             "read_back": read_back,
+            "output_of_row": output_of_row,
             "read_degree": np.maximum(read_degree, 1),
         }
         for name, array in tensors.items():

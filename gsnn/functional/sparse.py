@@ -36,6 +36,8 @@ def differentiable_grads(
     grad: Tensor | Sequence[Tensor],
 ) -> list[Tensor | None]:
     """Gradients of ``function(*inputs)`` that can themselves be differentiated, None where not needed."""
+    # Views, since one input may be given twice (shared layers) or be a part of another's past.
+    inputs = [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]
     wanted = [tensor for tensor, need in zip(inputs, needed, strict=True) if need and tensor is not None]
     grads = iter(torch.autograd.grad(function(*inputs), wanted, grad, create_graph=True))
     return [next(grads) if need else None for need in needed]
@@ -76,11 +78,16 @@ def product_in(state: Tensor, table: Tensor, bias: Tensor | None, plan: Plan) ->
     buckets = plan.in_buckets
     rows = state.index_select(0, plan.in_rows)
     channels = state.new_empty(plan.n_nodes, table.shape[1], state.shape[1])
-    for weights, x, z in zip(
-        _blocks(table, buckets), _blocks(rows, buckets), _nodes(channels, buckets), strict=True
+    node_bias = None if bias is None else plan.to_nodes(bias.view(plan.n_nodes, -1, 1))
+    for bucket, weights, x, z in zip(
+        buckets, _blocks(table, buckets), _blocks(rows, buckets), _nodes(channels, buckets), strict=True
     ):
-        torch.bmm(weights.transpose(1, 2), x, out=z)
-    return channels if bias is None else channels.add_(plan.to_nodes(bias.view(plan.n_nodes, -1, 1)))
+        if node_bias is None:
+            torch.bmm(weights.transpose(1, 2), x, out=z)
+        else:
+            start = node_bias.narrow(0, bucket.start, bucket.nodes)
+            torch.baddbmm(start, weights.transpose(1, 2), x, out=z)
+    return channels
 
 
 def product_in_grads(
@@ -92,7 +99,7 @@ def product_in_grads(
     state_grad = values_grad = bias_grad = None
     if needed[0]:
         row_grads = grad.new_empty(plan.n_in_slots + 1, grad.shape[2])
-        row_grads[-1].zero_()
+        row_grads.narrow(0, plan.n_in_slots, 1).zero_()
         for weights, g, x_grad in zip(
             _blocks(table, buckets), node_grads, _blocks(row_grads, buckets), strict=True
         ):
@@ -139,7 +146,7 @@ def product_out(
         _blocks(table, buckets), _nodes(channels, buckets), _blocks(result, buckets), strict=True
     ):
         rows.baddbmm_(weights, z)
-    result[-1].zero_()
+    result.narrow(0, plan.n_rows - 1, 1).zero_()
     return result
 
 
@@ -299,3 +306,36 @@ class _Permute(torch.autograd.Function):
 def permute_rows(rows: Tensor, order: Tensor, back: Tensor) -> Tensor:
     """``rows[order]`` for a permutation whose inverse is ``back``: a gather in both directions."""
     return rows.index_select(0, order) if plain_needed() else _Permute.apply(rows, order, back)
+
+
+def _plain_read(state: Tensor, depth: float, plan: Plan) -> Tensor:
+    rows = state.index_select(0, plan.read_rows)
+    sums = [
+        rows.narrow(0, bucket.row, bucket.size).view(bucket.nodes, bucket.degree, rows.shape[1]).sum(1)
+        for bucket in plan.read_buckets
+    ]
+    outputs = sums[0] if len(sums) == 1 else torch.cat(sums).index_select(0, plan.read_back)
+    return (outputs * _read_scale(depth, outputs.dtype, plan)).t().contiguous()
+
+
+def _read_scale(depth: float, dtype: torch.dtype, plan: Plan) -> Tensor:
+    return plan.read_degree.to(dtype).rsqrt_().mul_(depth).unsqueeze(1)
+
+
+class _Read(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, state: Tensor, depth: float, plan: Plan) -> Tensor:
+        ctx.depth, ctx.plan = depth, plan
+        return _plain_read(state, depth, plan)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        # The operation is linear, so this is differentiable as it stands.
+        scaled = grad.t() * _read_scale(ctx.depth, grad.dtype, ctx.plan)
+        padded = torch.cat([scaled, scaled.new_zeros(1, scaled.shape[1])])
+        return padded.index_select(0, ctx.plan.output_of_row), None, None
+
+
+def read_outputs(state: Tensor, depth: float, plan: Plan) -> Tensor:
+    """(B, N_out): the incoming edges of each output, summed, times ``depth`` over sqrt(its in-degree)."""
+    return (_plain_read if plain_needed() else _Read.apply)(state, depth, plan)

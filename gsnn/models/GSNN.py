@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from gsnn.functional.modes import evaluation_mode
 from gsnn.functional.plan import Plan
+from gsnn.functional.sparse import read_outputs
 from gsnn.graph import NODE_TYPES, HeteroGraph, some_names
 from gsnn.models.flat import channel_pattern, flat_edges, flat_masks
 from gsnn.models.norms import NORMS, NodeNorm
@@ -248,7 +249,7 @@ class GSNN(torch.nn.Module):
         depth = self.layers**-0.5 if self.residual else 1.0
         if ret_edge_out:
             return (state.index_select(0, plan.row_of_edge) * depth).t().contiguous()
-        return self._read(state, depth)
+        return read_outputs(state, depth, plan)
 
     def _all_fusible(self, blocks: list[ResBlock], node_mask: torch.Tensor | None) -> bool:
         """Whether the whole stack may run as one operation, which calls no block and so no hook."""
@@ -264,18 +265,6 @@ class GSNN(torch.nn.Module):
                 for block in blocks
             )
         )
-
-    def _read(self, state: torch.Tensor, depth: float) -> torch.Tensor:
-        """(B, N_out): the incoming edges of each output, summed and scaled."""
-        plan = self.plan
-        rows = state.index_select(0, plan.read_rows)
-        sums = [
-            rows.narrow(0, bucket.row, bucket.size).view(bucket.nodes, bucket.degree, rows.shape[1]).sum(1)
-            for bucket in plan.read_buckets
-        ]
-        outputs = sums[0] if len(sums) == 1 else torch.cat(sums).index_select(0, plan.read_back)
-        scale = plan.read_degree.to(outputs.dtype).rsqrt() * depth
-        return (outputs.t() * scale).contiguous()
 
     def _check_input(self, x: torch.Tensor) -> None:
         n_input = len(self.graph.node_names_dict["input"])

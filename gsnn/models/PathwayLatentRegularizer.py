@@ -47,6 +47,9 @@ class PathwayLatentRegularizer(torch.nn.Module):
             ...
         regularizer.disable(model)
 
+    It need not be at every step: at every fourth one, with its losses times four, most of the effect is
+    there for a quarter of the cost.
+
     The model is no submodule. Extra parameters: C for ``'learned'``, those of a module, else none; give
     them to the optimizer. Larger batches give better correlations: the noise of one falls with sqrt(B).
 
@@ -146,6 +149,11 @@ class PathwayLatentRegularizer(torch.nn.Module):
             ValueError: fewer than 2 samples, another model's sizes, or a phi with a wrong output.
         """
         captured, rank = self._captured(model)
+        # In lower precision a correlation is mostly rounding.
+        with torch.autocast(captured[0].device.type, enabled=False):
+            return self._losses(captured, rank)
+
+    def _losses(self, captured: list[Tensor], rank: Tensor | None) -> tuple[Tensor, Tensor]:
         if isinstance(self.phi, torch.nn.Module) and rank is not None:
             captured, rank = [a.index_select(0, rank) for a in captured], None
         members, pairs = self._on(captured[0].device, rank)

@@ -1,6 +1,7 @@
 """One residual block: edges -> channels of the function nodes -> edges."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -138,14 +139,17 @@ class ResBlock(torch.nn.Module):
 
     @property
     def _plain_elu(self) -> bool:
-        return type(self.nonlin) is torch.nn.ELU and self.nonlin.alpha == 1
+        nonlin = self._modules["nonlin"]
+        return type(nonlin) is torch.nn.ELU and nonlin.alpha == 1
 
     def fusible(self, node_mask: torch.Tensor | None) -> bool:
         """Whether a forward pass is now of the form that :func:`run_fused` runs as one operation."""
+        modules = self._modules
+        norm: Any = modules["norm"]
         return (
             (not self._store_activations or (self._store_activations == "aside" and node_mask is None))
             and self._plain_elu
-            and (self.norm.kind == "none" or (self.norm_first and self.norm.dims is not None))
+            and (norm.kind == "none" or (self.norm_first and norm.dims is not None))
             and self.node_mlp is None
             and not (node_mask is not None and node_mask.requires_grad)
             and not plain_needed()
@@ -153,20 +157,24 @@ class ResBlock(torch.nn.Module):
 
     def weights(self, state: torch.Tensor, plan: Plan, node_mask: torch.Tensor | None) -> Weights:
         """The block's tensors; dropout and node mask become one constant factor on the channels."""
+        # Straight from the dictionaries: for a small network, Module.__getattr__ costs what a product does.
+        modules: dict[str, Any] = self._modules
+        dropout, norm, lin_in, lin_out = (modules[name] for name in ("dropout", "norm", "lin_in", "lin_out"))
         factor = node_mask
-        if self.dropout.p and self.dropout.training:
-            kept = 1 - self.dropout.p
+        if dropout.p and dropout.training:
+            kept = 1 - dropout.p
             factor = state.new_empty(plan.n_nodes, self.channels, state.shape[1]).bernoulli_(kept).div_(kept)
             if node_mask is not None:
                 factor.mul_(node_mask)
+        residual = self._parameters.get("residual_weight", self._buffers.get("residual_weight"))
         return Weights(
-            self.lin_in.table(),
-            self.lin_in.bias,
-            self.norm.weight,
-            self.norm.bias,
-            self.lin_out.table(),
-            self.lin_out.bias,
-            self.residual_weight,
+            lin_in.table(),
+            lin_in._parameters["bias"],
+            norm._parameters["weight"],
+            norm._parameters["bias"],
+            lin_out.table(),
+            lin_out._parameters["bias"],
+            residual,
             factor,
         )
 

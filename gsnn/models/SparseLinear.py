@@ -85,6 +85,7 @@ class SparseLinear(torch.nn.Module):
     """
 
     indices: torch.Tensor
+    bias: torch.Tensor | None
     kept: torch.Tensor | None
 
     def __init__(
@@ -113,7 +114,7 @@ class SparseLinear(torch.nn.Module):
         self.register_buffer("indices", indices, persistent=False)
         self.register_buffer("kept", None)
         self.values = torch.nn.Parameter(torch.empty(indices.shape[1]))
-        self.bias = torch.nn.Parameter(torch.zeros(self.M)) if bias else None
+        self.register_parameter("bias", torch.nn.Parameter(torch.zeros(self.M)) if bias else None)
         self._groups: list[_Group] | None = None
         self.reset_parameters()
 
@@ -129,9 +130,11 @@ class SparseLinear(torch.nn.Module):
 
     def table(self) -> torch.Tensor:
         """All weights of the unpruned pattern; pruned ones are 0."""
-        if self.kept is None:
-            return self.values
-        return self.values.new_zeros(len(self.kept)).masked_scatter(self.kept, self.values)
+        values, kept = self._parameters["values"], self._buffers["kept"]
+        assert values is not None
+        if kept is None:
+            return values
+        return values.new_zeros(len(kept)).masked_scatter(kept, values)
 
     @torch.no_grad()
     def keep(self, mask: torch.Tensor) -> None:

@@ -40,10 +40,9 @@ class NodeNorm(torch.nn.Module):
         self.kind = kind
         self.centre = kind != "rms"
         self.updates_statistics = True
-        self.weight = self.bias = None
-        if affine and kind != "none":
-            self.weight = torch.nn.Parameter(torch.ones(n_nodes))
-            self.bias = torch.nn.Parameter(torch.zeros(n_nodes))
+        learnt = affine and kind != "none"
+        self.register_parameter("weight", torch.nn.Parameter(torch.ones(n_nodes)) if learnt else None)
+        self.register_parameter("bias", torch.nn.Parameter(torch.zeros(n_nodes)) if learnt else None)
         if kind in ("groupbatch", "batch"):
             size = n_nodes if kind == "groupbatch" else n_nodes * channels
             self.register_buffer("running_mean", torch.zeros(size))
