@@ -256,3 +256,16 @@ def test_demo_counts_hidden_edges(tmp_path):
     assert {p.name for p in (tmp_path / "data").iterdir()} == {"edges.tsv", "nodes.tsv", "X.tsv", "Y.tsv"}
     again = demo(tmp_path, Options(folds=2, channels=3, epochs=2), verbose=False)
     pd.testing.assert_frame_equal(again.result.edges, found.result.edges)
+
+
+@pytest.mark.parametrize(("channels", "threads"), [(1, 1), (10**6, 3)])
+def test_only_work_worth_sharing_gets_more_than_one_thread(paths, channels, threads):
+    data = load(paths)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with workflow.threads_for(data, Options(channels=channels)):
+            assert torch.get_num_threads() == threads
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
