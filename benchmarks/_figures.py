@@ -41,7 +41,7 @@ def draw(parts: list[dict], summary: pd.DataFrame, folder: Path) -> None:
     rows = -(-len(scenarios) // columns)
     methods = list(parts[0]["methods"])
     for name, panel, size, share in (
-        ("roc", _roc, (2.7 * columns + 2.1, 2.7 * rows), "all"),
+        ("roc", _roc, (2.7 * columns + 0.6, 2.7 * rows + 0.6), "all"),
         ("auc", _auc, (2.5 * columns + 1.9, (0.17 * len(methods) + 0.7) * rows), "all"),
         ("ranks", _ranks, (2.5 * columns + 1.9, (0.17 * len(methods) + 0.7) * rows), "row"),
     ):
@@ -59,7 +59,8 @@ def draw(parts: list[dict], summary: pd.DataFrame, folder: Path) -> None:
         if name == "roc":
             figure.legend(
                 *axes.flat[0].get_legend_handles_labels(),
-                loc="outside right upper",
+                loc="outside upper center",
+                ncols=min(4, 2 * columns),
                 fontsize=8,
                 frameon=False,
             )
@@ -71,7 +72,7 @@ def draw(parts: list[dict], summary: pd.DataFrame, folder: Path) -> None:
         figure.supxlabel(labels[0], fontsize=9)
         figure.supylabel(labels[1], fontsize=9)
         with replacing(folder / f"compare_{name}.png") as tmp:
-            figure.savefig(tmp, format="png", dpi=110)
+            figure.savefig(tmp, format="png", dpi=90)
 
 
 def _roc(ax, parts: list[dict], summary: pd.DataFrame, scenario: str, methods: list[str]) -> None:

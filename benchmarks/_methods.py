@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from _scenarios import Edge, Problem
+from scipy.special import expit
 from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -80,6 +81,12 @@ def score_all(
         kge.fit(n_epochs=SETTINGS["kge epochs"], verbose=False, seed=seed)
         found[name] = as_matrix(kge.evaluate(), "score", n)
     found["corr + kge directed"] = as_matrix(kge.evaluate(fuse=SETTINGS["fuse"]), "score", n)
+    # The sigmoid, as in `evaluate(fuse=...)`: what is ruled out most would set the scale otherwise.
+    structure = SETTINGS["fuse"] * standardized(expit(found["kge directed"]))
+    found["joint sv + kge directed"] = standardized(simple["joint_sv"]) + structure
+    found["joint sv + corr + kge directed"] = found["joint sv + kge directed"] + standardized(
+        found["corr, mean"]
+    )
     return found, quality
 
 
@@ -116,6 +123,12 @@ def error(model: GSNN, x: torch.Tensor, y: torch.Tensor) -> float:
     """Mean squared error over what is measured."""
     with torch.no_grad():
         return float((model(x) - y).square().nanmean())
+
+
+def standardized(scores: Scores) -> Scores:
+    """In standard deviations from the mean of the pairs i != j; a missing score is the average, 0."""
+    off = scores[~np.eye(len(scores), dtype=bool) & ~np.isnan(scores)]
+    return np.nan_to_num((scores - off.mean()) / off.std())
 
 
 def as_matrix(table: pd.DataFrame, column: str, n: int) -> Scores:

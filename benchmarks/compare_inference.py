@@ -13,12 +13,13 @@ ones too, so a perfect method stays below 1. For `mrr_filtered` the target's kep
 are left out of the competition. A missing score loses.
 
     python benchmarks/compare_inference.py --seeds 20 --jobs 2
-    python benchmarks/compare_inference.py --scenarios tiers25 --seeds 3 --out /tmp/try
+    python benchmarks/compare_inference.py --scenarios tiers25 --seeds 3 --out try
 """
 
 import argparse
 import hashlib
 import json
+import time
 from pathlib import Path
 
 import _methods
@@ -59,13 +60,14 @@ def part_of(cell: Cell, cache: Path) -> Path:
 def run_cell(cell: Cell, cache: Path) -> None:
     """Train, score, judge, and write the part."""
     torch.set_num_threads(1)
+    start = time.process_time()
     scenario, seed = cell
     problem, validation_edges, test_edges = _scenarios.build(scenario, seed)
     found, quality = _methods.score_all(problem, _scenarios.RECIPES[scenario], seed, validation_edges)
     part = {
         "scenario": scenario,
         "seed": seed,
-        "quality": quality,
+        "quality": {**quality, "cpu_seconds": time.process_time() - start},
         "test_edges": test_edges,
         "methods": {method: judged(scores, problem.graph, test_edges) for method, scores in found.items()},
         "stamp": {"settings": hash_of(scenario), **stamp()},
@@ -112,6 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--scenarios", nargs="+", choices=list(_scenarios.RECIPES), metavar="NAME")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--backend", choices=BACKENDS, default="loky")
+    parser.add_argument("--finished", action="store_true", help="run nothing; report the cells in the cache")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the tables and of figures/")
     parser.add_argument("--cache", type=Path, default=CACHE)
     args = parser.parse_args(arguments)
@@ -121,8 +124,11 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"skipped {name}: no data in {_scenarios.DATA}; GSNN_DATA says where they are")
     # Seed by seed, so that a run that is stopped early has some of everything.
     cells = [(name, seed) for seed in range(args.seeds) for name in names]
+    if args.finished:
+        cells = [cell for cell in cells if part_of(cell, args.cache).exists()]
     if not cells:
         return
+    names = [name for name in names if name in {scenario for scenario, _ in cells}]
     parts = run(cells, args.cache, args.jobs, args.backend)
 
     from _figures import draw

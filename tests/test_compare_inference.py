@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import _methods  # noqa: E402
+import _notes  # noqa: E402
 import _scenarios  # noqa: E402
 import _tables  # noqa: E402
 import compare_inference as compare  # noqa: E402
@@ -244,3 +245,9 @@ def test_backends_that_cannot_work_are_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray.util.joblib", None)
     with pytest.raises(ImportError, match="--backend ray needs: pip install ray"):
         compare.ready("ray", 2)
+
+
+def test_the_notes_say_what_the_results_say():
+    text = _notes.NOTES.read_text()
+    assert len(_notes.BLOCK.findall(text)) == text.count("<!-- table:") > 5
+    assert _notes.written(text) == text, "run benchmarks/_notes.py"

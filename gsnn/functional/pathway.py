@@ -3,8 +3,8 @@
 The mathematics of :class:`gsnn.models.PathwayLatentRegularizer.PathwayLatentRegularizer`. A row is the
 activation of one function node, or of one of its channels, over the B samples of a batch; a group is a
 pathway, or one channel of it. Memberships are a list of E (group, row, weight), so time and memory are
-linear in E. Sums over members are bags of an embedding table, in a fixed order: the results are the same
-bits on every call, on a GPU too.
+linear in E. Sums over members are bags of an embedding table, each in a fixed order, so that the results
+are the same bits on every call.
 """
 
 from __future__ import annotations

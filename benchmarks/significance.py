@@ -1,0 +1,97 @@
+"""Do the inferer's p-values say that an edge is missing? GSNNs given the complete graph, where none is.
+
+Each seed trains a GSNN on all true edges, and lets the inferer see 2,000 samples that nobody trained on.
+Printed is the share of the pairs that are no edge with p <= 0.05, and with q <= 0.05: 0.05 and about 0 if the
+p-values were about missing edges. `permuted` shuffles the outputs of those samples, each by itself, so that
+nothing is left to explain: but gradients still depend on the inputs, by what the model predicts.
+
+    python benchmarks/significance.py --seeds 10 --jobs 2
+"""
+
+import argparse
+from itertools import product
+from pathlib import Path
+
+import _scenarios
+import numpy as np
+import pandas as pd
+import torch
+from _stamp import stamp
+from _tables import interval
+from joblib import Parallel, delayed
+from torch.nn.functional import mse_loss
+from torch.utils.data import DataLoader, TensorDataset
+
+from gsnn.io import replacing
+from gsnn.models.GSNN import GSNN
+from gsnn.optim.MagnitudeEdgeInferer import MagnitudeEdgeInferer
+from gsnn.simulate.scenarios import converging_tiers, random_signed_dag
+
+OUT = Path(__file__).parent / "results" / "significance.csv"
+SCENARIOS = ("tiers12", "dag_linear")
+
+
+def one(name: str, seed: int) -> list[dict]:
+    torch.set_num_threads(1)
+    recipe = _scenarios.RECIPES[name]
+    if name == "tiers12":
+        scenario = converging_tiers(recipe["width"])
+    else:
+        scenario = random_signed_dag(recipe["n_functions"], recipe["share"], recipe["nonlinearity"], seed)
+    x, fresh_x, y, fresh_y = scenario.sample(2000, 2000, recipe["noise"], seed=seed)
+    y, fresh_y = ((part - y.mean(0)) / y.std(0) for part in (y, fresh_y))
+    x, fresh_x, y, fresh_y = (torch.tensor(part, dtype=torch.float32) for part in (x, fresh_x, y, fresh_y))
+    torch.manual_seed(seed)
+    graph = scenario.full
+    model = GSNN(
+        graph.edge_index_dict,
+        graph.node_names_dict,
+        channels=recipe["channels"],
+        layers=recipe["layers"],
+        share_layers=False,
+        norm=recipe["norm"],
+    )
+    loader = DataLoader(TensorDataset(x, y), batch_size=recipe["batch_size"], shuffle=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe["lr"], weight_decay=recipe["weight_decay"])
+    for _ in range(recipe["epochs"]):
+        for xb, yb in loader:
+            optimizer.zero_grad()
+            mse_loss(model(xb), yb).backward()
+            optimizer.step()
+    shuffled = torch.stack([column[torch.randperm(len(column))] for column in fresh_y.T], 1)
+    rows = []
+    for targets, outputs in (("measured", fresh_y), ("permuted", shuffled)):
+        inferer = MagnitudeEdgeInferer(model, graph)
+        inferer.fit(list(zip(fresh_x.split(250), outputs.split(250), strict=True)), verbose=False)
+        for score, layer_agg in product(("corr", "partial"), ("mean", "max")):
+            table = inferer.evaluate(score=score, layer_agg=layer_agg)
+            missing = table[~table["has_edge"] & table["p_value"].notna()]
+            row = {"scenario": name, "seed": seed, "outputs": targets, "score": score, "layer_agg": layer_agg}
+            row |= {f"{kind}05": float(np.mean(missing[f"{kind}_value"] <= 0.05)) for kind in ("p", "q")}
+            rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args()
+    cells = [(name, seed) for seed in range(args.seeds) for name in SCENARIOS]
+    found = Parallel(n_jobs=args.jobs)(delayed(one)(*cell) for cell in cells)
+    rows = pd.DataFrame([row for part in found for row in part])
+    for key, part in rows.groupby(["scenario", "outputs", "score", "layer_agg"], sort=False):
+        shares = "; ".join(
+            "{}: {:.3f} [{:.3f}, {:.3f}]".format(name, part[name].mean(), *interval(part[name].to_numpy()))
+            for name in ("p05", "q05")
+        )
+        print(*key, shares)
+    args.out.parent.mkdir(exist_ok=True)
+    with replacing(args.out) as tmp:
+        rows.round(5).assign(**{**stamp(), "threads": 1}).to_csv(tmp, index=False)
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    main()
