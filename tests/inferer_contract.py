@@ -6,12 +6,19 @@ is built and fitted. `test_inferer.py` checks that no module `gsnn/optim/Magnitu
 
 from types import SimpleNamespace
 
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.metrics import auc as area
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from gsnn import plot_inference
 from gsnn.functional.significance import benjamini_hochberg
 from gsnn.graph import EDGE_TYPES, HeteroGraph
 from gsnn.models.GSNN import GSNN
@@ -152,6 +159,24 @@ class EdgeInfererContract:
         for k in (1, 2, 4):
             assert result[f"top@{k}"] == pytest.approx((rank <= k).mean())
         assert (result["n_positives"], result["n_negatives"]) == (3, pool.sum() - 3)
+
+    def test_figures(self, case):
+        ax = plot_inference.roc({"here": case.table}, self.missing_edges)
+        (curve,) = [line for line in ax.get_lines() if line.get_label().startswith("here")]
+        auc = case.inferer.evaluate_against(self.missing_edges)["auc"]
+        assert area(curve.get_xdata(), curve.get_ydata()) == pytest.approx(auc)
+        assert f"AUC {auc:.3f}" in curve.get_label()
+        ax = plot_inference.held_out_ranks(case.table, self.missing_edges)
+        (dots,) = [line for line in ax.get_lines() if line.get_marker() == "o"]
+        wanted = {f"{s} → {t}": brute_rank(case.table, s, t, self.score_col) for s, t in self.missing_edges}
+        labels = [label.get_text() for label in ax.get_yticklabels()]
+        assert dict(zip(labels, dots.get_xdata(), strict=True)) == wanted
+        assert dots.get_xdata()[-1] == min(wanted.values())
+        plt.close("all")
+        with pytest.raises(ValueError, match="tables must hold at least one table"):
+            plot_inference.roc({}, self.missing_edges)
+        with pytest.raises(ValueError, match="table must have a column 'score' or 'corr'"):
+            plot_inference.held_out_ranks(case.table.drop(columns=self.score_col), self.missing_edges)
 
     def test_target_ranking_is_static_and_needs_only_the_table(self, case):
         edges = [*self.missing_edges, ("f1", "f2")]  # a kept edge may be ranked as well
