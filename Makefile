@@ -4,9 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test scatter lint tutorials docs bench clean
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard gsnn/native/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	touch $@
@@ -17,13 +17,36 @@ demo: $(STAMP)  ## train on an embedded simulated data set and rank the edges it
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto
 
+scatter: $(VENV)/.scatter  ## tests of the second backend of the sparse products
+	$(BIN)/python -m pytest -n auto -k scatter
+
+$(VENV)/.scatter: $(STAMP)  # compiled against the torch that is there: some minutes
+	$(BIN)/pip install -q setuptools wheel
+	$(BIN)/pip install -q --no-build-isolation -c constraints.txt -e '.[scatter]'
+	touch $@
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+tutorials: $(VENV)/.tutorials  ## run every notebook at a reduced size; the stored outputs stay as they are
+	GSNN_TUTORIAL_SIZE=small OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest --nbmake --nbmake-kernel=python3 --nbmake-timeout=300 -n auto tutorials
+
+$(VENV)/.tutorials: $(STAMP)
+	$(BIN)/pip install -q -c constraints.txt -e '.[tutorials]'
+	touch $@
+
+docs: $(VENV)/.docs  ## docs/_build/html/index.html; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
+	touch $@
+
 bench: $(STAMP)
 	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
 
 clean:
-	rm -rf $(VENV) demo_out
+	rm -rf $(VENV) demo_out docs/_build docs/_generated

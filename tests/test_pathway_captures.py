@@ -66,7 +66,8 @@ def test_values_and_gradients(options, masked):
     }
     for which, (loss, other) in losses.items():
         for a, b in zip(gradients(loss, model), gradients(other, twin), strict=True):
-            assert torch.allclose(a, b, rtol=1e-9, atol=1e-11), which
+            # A norm over the batch cancels the bias before it: that gradient is zero but for rounding.
+            assert torch.allclose(a, b, rtol=1e-9, atol=1e-10), which
 
 
 def test_dropped_channels_are_dropped_in_the_capture():

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from gsnn.functional import native
 from gsnn.functional.channels import Dims, elu_grad_, elu_values, plain_unit, unit_scale, unit_scale_grads
 from gsnn.functional.plan import Plan
 from gsnn.functional.sparse import (
@@ -190,9 +191,11 @@ def _backward(
 
 
 class _Stack(torch.autograd.Function):
+    """The blocks by PyTorch's operations."""
+
     @staticmethod
     def forward(
-        ctx: Any, form: Form, plan: Plan, state: Tensor, *flat: Tensor | None
+        ctx: Any, form: Form, plan: Plan, keep: bool, state: Tensor, *flat: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         kept: list[Tensor | None] = [state, *flat]
         statistics: list[Tensor | None] = []
@@ -203,30 +206,20 @@ class _Stack(torch.autograd.Function):
             if form.aside:
                 aside.append(read)
             statistics += [saved.unit_scale, mean] if form.over_batch else [None, None]
-        ctx.form, ctx.plan, ctx.n_flat = form, plan, len(flat)
-        ctx.save_for_backward(*kept)
-        ctx.mark_non_differentiable(*(t for t in statistics if t is not None))
-        ctx.set_materialize_grads(False)
-        return state, *statistics, *aside
+        return _leave(ctx, form, plan, kept, len(flat), state, statistics, aside)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *others: Tensor | None) -> Any:
         form, plan = ctx.form, ctx.plan
         kept = ctx.saved_tensors
         inputs, kept = kept[: ctx.n_flat + 1], kept[ctx.n_flat + 1 :]
-        needed = ctx.needs_input_grad[2:]
+        needed = ctx.needs_input_grad[3:]
         blocks, flat_grads = _split(inputs[1:]), []
         read_grads = others[2 * len(blocks) :] if form.aside else [None] * len(blocks)
         if grad is None:  # only what was given aside has been used
             grad = inputs[0].new_zeros(plan.n_rows, inputs[0].shape[1])
         if torch.is_grad_enabled():
-
-            def outputs(state: Tensor, *flat: Tensor | None) -> list[Tensor]:
-                result, read = _plain(state, flat, form, plan)
-                return [result, *(z for z, g in zip(read, read_grads, strict=True) if g is not None)]
-
-            given = [grad, *(g for g in read_grads if g is not None)]
-            return None, None, *differentiable_grads(outputs, inputs, needed, given)
+            return None, None, None, *_plain_grads(form, plan, inputs, needed, grad, read_grads)
         state_grad: Tensor | None = grad.contiguous()
         n_saved = len(_Saved._fields)
         for k in range(len(blocks) - 1, -1, -1):
@@ -242,7 +235,93 @@ class _Stack(torch.autograd.Function):
                 read_grads[k],
             )
             flat_grads.append(weight_grads)
-        return None, None, state_grad, *(g for grads in reversed(flat_grads) for g in grads)
+        return None, None, None, state_grad, *(g for grads in reversed(flat_grads) for g in grads)
+
+
+class _CompiledStack(torch.autograd.Function):
+    """The blocks by :mod:`gsnn.functional.native`, which keeps only the state that enters each block."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, form: Form, plan: Plan, keep: bool, state: Tensor, *flat: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        samples = state.shape[1]
+        kept: list[Tensor | None] = [state, *flat]
+        statistics: list[Tensor | None] = []
+        aside: list[Tensor] = []
+        now, spare = native.padded(state), None
+        for weights in _split(flat):
+            if keep:
+                kept.append(now)
+            result = native.empty(plan, now.shape, now) if spare is None else spare
+            scale, mean, read = native.forward(now, weights, form, plan, samples, result)
+            spare = None if keep or now.data_ptr() == state.data_ptr() else now
+            now = result
+            if read is not None:
+                aside.append(read)
+            statistics += [scale, mean]
+        return _leave(ctx, form, plan, kept, len(flat), now[:, :samples].contiguous(), statistics, aside)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *others: Tensor | None) -> Any:
+        form, plan = ctx.form, ctx.plan
+        kept = ctx.saved_tensors
+        inputs, states = kept[: ctx.n_flat + 1], kept[ctx.n_flat + 1 :]
+        needed = ctx.needs_input_grad[3:]
+        samples = inputs[0].shape[1]
+        blocks, flat_grads = _split(inputs[1:]), []
+        read_grads = others[2 * len(blocks) :] if form.aside else [None] * len(blocks)
+        if grad is None:  # only what was given aside has been used
+            grad = inputs[0].new_zeros(plan.n_rows, samples)
+        if torch.is_grad_enabled():
+            return None, None, None, *_plain_grads(form, plan, inputs, needed, grad, read_grads)
+        now, spare = native.padded(grad.contiguous()), None
+        for k in range(len(blocks) - 1, -1, -1):
+            block_needed = (k > 0 or needed[0], *needed[1 + k * N_WEIGHTS : 1 + (k + 1) * N_WEIGHTS])
+            through, weight_grads = native.backward(
+                now, states[k], blocks[k], form, plan, samples, read_grads[k], block_needed, spare
+            )
+            flat_grads.append(weight_grads)
+            if through is not None:  # the gradient that came from outside is not ours to write to
+                now, spare = through, now if k < len(blocks) - 1 else None
+        state_grad = now[:, :samples].contiguous() if needed[0] else None
+        return None, None, None, state_grad, *(g for grads in reversed(flat_grads) for g in grads)
+
+
+def _leave(
+    ctx: Any,
+    form: Form,
+    plan: Plan,
+    kept: list[Tensor | None],
+    n_flat: int,
+    state: Tensor,
+    statistics: list[Tensor | None],
+    aside: list[Tensor],
+) -> tuple[Tensor | None, ...]:
+    """Save what the backward pass needs and give the outputs."""
+    ctx.form, ctx.plan, ctx.n_flat = form, plan, n_flat
+    ctx.save_for_backward(*kept)
+    ctx.mark_non_differentiable(*(t for t in statistics if t is not None))
+    ctx.set_materialize_grads(False)
+    return state, *statistics, *aside
+
+
+def _plain_grads(
+    form: Form,
+    plan: Plan,
+    inputs: Sequence[Tensor | None],
+    needed: Sequence[bool],
+    grad: Tensor,
+    read_grads: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """Gradients that can be differentiated again."""
+
+    def outputs(state: Tensor, *flat: Tensor | None) -> list[Tensor]:
+        result, read = _plain(state, flat, form, plan)
+        return [result, *(z for z, g in zip(read, read_grads, strict=True) if g is not None)]
+
+    given = [grad, *(g for g in read_grads if g is not None)]
+    return differentiable_grads(outputs, inputs, needed, given)
 
 
 def run_blocks(
@@ -261,6 +340,11 @@ def run_blocks(
         batch (else None); and,
         for ``form.aside``, for each block the activations (N, C, B) in plan order that ``lin_out`` read.
     """
-    state, *others = _Stack.apply(form, plan, state, *(tensor for block in blocks for tensor in block))
+    flat = [tensor for block in blocks for tensor in block]
+    # A factor that broadcasts over (N, C, B) is read by its strides, whatever they are.
+    every = [state, *(tensor for block in blocks for tensor in block[:-1])]
+    keep = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in every)
+    stack = _CompiledStack if native.usable(every) else _Stack
+    state, *others = stack.apply(form, plan, keep, state, *flat)
     statistics, aside = others[: 2 * len(blocks)], others[2 * len(blocks) :]
     return state, list(zip(statistics[::2], statistics[1::2], strict=True)), aside

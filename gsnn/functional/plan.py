@@ -102,6 +102,7 @@ class Plan:
 
     Attributes:
         order, rank: function node at each place of the plan, and place of each function node.
+        in_counts, out_counts: edges into and out of the node at each place.
         natural: whether plan order is the given order, so that no rows need to be permuted.
         in_buckets, out_buckets: the batched products of the two sides.
         in_edges, out_edges: flat edges into and out of function nodes, ascending: the rows of the
@@ -110,6 +111,8 @@ class Plan:
 
     order: torch.Tensor
     rank: torch.Tensor
+    in_counts: torch.Tensor
+    out_counts: torch.Tensor
     in_edges: torch.Tensor
     out_edges: torch.Tensor
     in_slots: torch.Tensor
@@ -181,6 +184,8 @@ class Plan:
         tensors = {
             "order": order,
             "rank": rank,
+            "in_counts": in_degree[order],
+            "out_counts": out_degree[order],
             "in_edges": in_edges,
             "out_edges": out_edges,
             "in_slots": in_slots,

@@ -1,0 +1,348 @@
+"""The compiled residual blocks of ``gsnn/native``, where installing the package could build them.
+
+They compute what :mod:`gsnn.functional.block` computes with PyTorch's operations, for float32 and float64
+on the CPU, several times faster: one pass over the function nodes reads a node's incoming edges, does
+everything up to its outgoing edges in the first-level cache, and writes these. Threads take ranges of
+nodes and write disjoint memory, so results do not depend on their number.
+
+The environment variable ``GSNN_NATIVE=0``, read on import, turns them off.
+"""
+
+import ctypes
+import math
+import os
+import sysconfig
+import threading
+import warnings
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from gsnn.functional.plan import Plan
+
+if TYPE_CHECKING:
+    from gsnn.functional.block import Form, Weights
+
+Tensor = torch.Tensor
+
+#: Samples of a state row are padded to a multiple of this.
+LANES = 16
+# Multiplications below which a second thread costs more than it saves.
+_WORTH_A_THREAD = 2_000_000
+# Of `gsnn_version` in blocks.c: a library with other structures must not be called.
+_VERSION = 1
+_SHARES = 16
+_POOLED = 1 << 17
+_LINE = 64
+_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
+_NORMS: dict[tuple[int, ...] | None, int] = {None: 0, (1,): 1, (1, 2): 2, (2,): 3}
+
+
+class _PlanArguments(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("n_places", "max_degree")),
+        *((name, ctypes.c_void_p) for name in ("node", "in_ptr", "in_row", "in_weight")),
+        *((name, ctypes.c_void_p) for name in ("out_ptr", "out_row", "out_weight", "out_edge")),
+        ("n_fed", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("fed_row", "fed_edge")),
+        ("n_unread", ctypes.c_int64),
+        ("unread_row", ctypes.c_void_p),
+        ("n_pad", ctypes.c_int64),
+        ("pad_row", ctypes.c_void_p),
+    )
+
+
+_INTEGERS = ("is_double", "channels", "samples", "width", "norm", "centre")
+_WEIGHTS = ("state", "in_values", "in_bias", "scale", "shift", "out_values", "out_bias", "factor")
+_STRIDES = ("factor_node", "factor_channel", "factor_sample")
+_FORWARD = ("result", "aside", "stat_scale", "stat_mean")
+_BACKWARD = (
+    *("grad", "read_grad", "next", "in_values_grad", "in_bias_grad", "scale_grad", "shift_grad"),
+    *("out_values_grad", "out_bias_grad", "dots"),
+)
+
+
+class BlockArguments(ctypes.Structure):
+    """One block's sizes and tensors; ``block_t`` of ``gsnn/native/blocks.c``."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in _INTEGERS),
+        ("gate", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in _WEIGHTS),
+        *((name, ctypes.c_int64) for name in _STRIDES),
+        *((name, ctypes.c_void_p) for name in (*_FORWARD, *_BACKWARD)),
+    )
+
+    def point(self, **tensors: Tensor | None) -> None:
+        """Set fields to the memory of tensors, which must stay alive until the pass has run."""
+        for name, tensor in tensors.items():
+            setattr(self, name, None if tensor is None else tensor.data_ptr())
+
+
+def _load() -> tuple[ctypes.CDLL | None, int]:
+    path = (
+        Path(__file__).resolve().parent.parent / "native" / f"_blocks{sysconfig.get_config_var('EXT_SUFFIX')}"
+    )
+    if os.environ.get("GSNN_NATIVE") == "0" or not path.exists() or ctypes.sizeof(ctypes.c_void_p) != 8:
+        return None, 0
+    library = ctypes.CDLL(str(path))
+    if library.gsnn_version() != _VERSION:
+        warnings.warn(
+            f"{path.name} was built from another version of the package and is not used: reinstall it "
+            "(pip install -e .)",
+            stacklevel=2,
+        )
+        return None, 0
+    pointers = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+    library.gsnn_pass.argtypes = (ctypes.c_int, ctypes.c_int, *pointers, ctypes.c_int64)
+    return library, library.gsnn_level()
+
+
+_library, _level = _load()
+
+
+def level() -> str:
+    """Which code runs: ``'plain'``, ``'avx2'``, ``'avx512'``, or ``'none'`` for PyTorch's operations."""
+    return "none" if _library is None else ("plain", "avx2", "avx512")[_level]
+
+
+def usable(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether a pass can run on these: all on the CPU, contiguous and of one supported type."""
+    if _library is None:
+        return False
+    dtype = next(t.dtype for t in tensors if t is not None)
+    return dtype in (torch.float32, torch.float64) and all(
+        t is None or (t.dtype == dtype and t.device.type == "cpu" and t.is_contiguous()) for t in tensors
+    )
+
+
+class _Pool:
+    """Buffers that come back when the last tensor on them dies.
+
+    Touching memory that is new to the process takes several times longer than a pass over memory it has,
+    and a step needs the same sizes every time. NumPy's large buffers lie on huge pages, PyTorch's do not.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[np.ndarray] = []
+
+    def empty(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Uninitialised, of ``like``'s type; from the pool where it is large."""
+        size = math.prod(shape) * like.element_size()
+        if size < _POOLED:
+            return like.new_empty(shape)
+        buffer = None
+        for k in range(len(self._free) - 1, -1, -1):
+            if self._free[k].nbytes == size:
+                buffer = self._free.pop(k)
+                break
+        if buffer is None:
+            if self._free:  # other sizes are wanted now
+                self._free.pop(0)
+            raw = np.empty(size + _LINE, np.uint8)
+            start = -raw.ctypes.data % _LINE  # a row that begins in mid-line costs one line more
+            buffer = raw[start : start + size]
+        owned = buffer.view(_NUMPY[like.dtype])
+        weakref.finalize(owned, self._free.append, buffer).atexit = False
+        return torch.from_numpy(owned).view(*shape)
+
+
+class _Compiled:
+    """A plan's index arrays as the passes read them, and the memory they recycle."""
+
+    def __init__(self, plan: Plan) -> None:
+        in_weight, out_weight = plan.in_slots.argsort(), plan.out_slots.argsort()
+        out_edge = plan.out_edges[out_weight]
+        n_edges = len(plan.row_of_edge)
+        read, written = (torch.zeros(n_edges, dtype=torch.bool) for _ in range(2))
+        read[plan.in_edges] = True
+        written[plan.out_edges] = True
+        fed = (~written).nonzero().flatten()
+        self.work = int((plan.in_counts + plan.out_counts).sum()) + 2 * plan.n_nodes
+        self.pool = _Pool()
+        arrays = {
+            "node": plan.order,
+            "in_ptr": torch.nn.functional.pad(plan.in_counts.cumsum(0), (1, 0)),
+            "in_row": plan.row_of_edge[plan.in_edges[in_weight]],
+            "in_weight": in_weight,
+            "out_ptr": torch.nn.functional.pad(plan.out_counts.cumsum(0), (1, 0)),
+            "out_row": plan.out_slots[out_weight],
+            "out_weight": out_weight,
+            "out_edge": out_edge,
+            "fed_row": plan.row_of_edge[fed],
+            "fed_edge": fed,
+            "unread_row": plan.row_of_edge[~read],
+            "pad_row": (plan.edge_of_row == n_edges).nonzero().flatten(),
+        }
+        self.arrays = {name: array.contiguous() for name, array in arrays.items()}
+        self.arguments = _PlanArguments(
+            n_places=plan.n_nodes,
+            max_degree=int(max(plan.in_counts.max(), plan.out_counts.max())),
+            n_fed=len(fed),
+            n_unread=len(self.arrays["unread_row"]),
+            n_pad=len(self.arrays["pad_row"]),
+            **{name: array.data_ptr() for name, array in self.arrays.items()},
+        )
+
+
+_compiled: "weakref.WeakKeyDictionary[Plan, _Compiled]" = weakref.WeakKeyDictionary()
+
+
+def _of(plan: Plan) -> _Compiled:
+    compiled = _compiled.get(plan)
+    if compiled is None:
+        compiled = _compiled[plan] = _Compiled(plan)
+    return compiled
+
+
+def empty(plan: Plan, shape: Sequence[int], like: Tensor) -> Tensor:
+    """Uninitialised CPU tensor of ``like``'s type; large ones reuse the memory of the plan's earlier ones."""
+    return _of(plan).pool.empty(shape, like)
+
+
+_workers: ThreadPoolExecutor | None = None
+_workers_lock = threading.Lock()
+
+
+def _forget_workers() -> None:
+    global _workers, _workers_lock
+    _workers, _workers_lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # a forked process has none of its parent's threads
+    os.register_at_fork(after_in_child=_forget_workers)
+
+
+def _pool(threads: int) -> ThreadPoolExecutor:
+    global _workers
+    with _workers_lock:
+        if _workers is None or _workers._max_workers < threads:
+            _workers = ThreadPoolExecutor(threads, thread_name_prefix="gsnn")
+        return _workers
+
+
+def run(plan: Plan, block: BlockArguments, backward: bool) -> None:
+    """One forward or backward pass of a block, on ``torch.get_num_threads()`` threads.
+
+    Raises:
+        MemoryError: the scratch memory of a node could not be had.
+    """
+    assert _library is not None
+    compiled = _of(plan)
+    threads = torch.get_num_threads()
+    if threads > 1 and compiled.work * block.channels * block.width < _WORTH_A_THREAD:
+        threads = 1
+    # Small shares, so that a thread that comes late does less.
+    share = plan.n_nodes if threads == 1 else max(plan.n_nodes // (_SHARES * threads), 1)
+    taken = ctypes.c_int64(0)
+    pointers = (ctypes.byref(thing) for thing in (compiled.arguments, block, taken))
+    arguments = (_level, int(backward), *pointers, share)
+    waiting = [_pool(threads).submit(_library.gsnn_pass, *arguments) for _ in range(threads - 1)]
+    failed = _library.gsnn_pass(*arguments)
+    failed = max([failed, *(task.result() for task in waiting)])
+    if failed:
+        raise MemoryError("no memory for the scratch space of a function node")
+
+
+def padded(state: Tensor) -> Tensor:
+    """(R, B) with columns of zeros up to a multiple of :data:`LANES`; itself where B is one."""
+    missing = -state.shape[1] % LANES
+    return torch.nn.functional.pad(state, (0, missing)) if missing else state
+
+
+def _arguments(state: Tensor, w: "Weights", form: "Form", plan: Plan, samples: int) -> BlockArguments:
+    block = BlockArguments(
+        is_double=state.dtype == torch.float64,
+        channels=form.channels,
+        samples=samples,
+        width=state.shape[1],
+        norm=_NORMS[form.dims],
+        centre=form.centre,
+        gate=0.0 if w.residual is None else max(w.residual.detach().item(), 0.0),
+    )
+    block.point(state=state, **{name: getattr(w, name) for name in _WEIGHTS[1:]})
+    if w.factor is not None:
+        strides = w.factor.expand(plan.n_nodes, form.channels, samples).stride()
+        block.factor_node, block.factor_channel, block.factor_sample = strides
+    return block
+
+
+def forward(
+    state: Tensor, w: "Weights", form: "Form", plan: Plan, samples: int, result: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Write the new state into ``result``.
+
+    Args:
+        state: (R, W), padded.
+        w: the block's tensors.
+        form: what it computes.
+        plan: the network's plan.
+        samples: B, of which W is the padded number.
+        result: (R, W), contiguous, not ``state``.
+
+    Returns:
+        For a norm over the batch ``1 / sqrt(v + 1e-5)`` and the mean, (N, 1, 1) or (N, C, 1), else None;
+        for ``form.aside`` the activations (N, C, B), else None.
+    """
+    block = _arguments(state, w, form, plan, samples)
+    scale = mean = aside = None
+    if form.over_batch and form.dims is not None:
+        scale, mean = (state.new_empty(plan.n_nodes, 1 if 1 in form.dims else form.channels, 1) for _ in "sm")
+    if form.aside:
+        aside = empty(plan, (plan.n_nodes, form.channels, samples), state)
+    block.point(result=result, stat_scale=scale, stat_mean=mean, aside=aside)
+    run(plan, block, backward=False)
+    return scale, mean, aside
+
+
+def backward(
+    grad: Tensor,
+    state: Tensor,
+    w: "Weights",
+    form: "Form",
+    plan: Plan,
+    samples: int,
+    read_grad: Tensor | None,
+    needed: Sequence[bool],
+    spare: Tensor | None,
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Gradients of :func:`forward`.
+
+    Args:
+        grad: (R, W) for the block's result, padding columns zero.
+        state: (R, W) that entered the block.
+        w, form, plan, samples: as in :func:`forward`.
+        read_grad: (N, C, B) further gradient for the activations given aside, or None.
+        needed: whether the state, then each field of ``w``, needs its gradient.
+        spare: (R, W) memory for the gradient of the state, or None.
+
+    Returns:
+        The gradient (R, W) for the state, and those for the fields of ``w``; None where not needed.
+    """
+    block = _arguments(state, w, form, plan, samples)
+    if read_grad is not None:
+        read_grad = read_grad.contiguous()
+    through = None
+    if needed[0]:
+        through = empty(plan, state.shape, state) if spare is None else spare
+    norm = w.scale is not None and (needed[3] or needed[4])
+    wanted = (needed[1], needed[2], norm, norm, needed[5], needed[6])
+    grads = [
+        empty(plan, tensor.shape, tensor) if want and tensor is not None else None
+        for want, tensor in zip(wanted, w, strict=False)
+    ]
+    names = ("in_values", "in_bias", "scale", "shift", "out_values", "out_bias")
+    block.point(**{f"{name}_grad": tensor for name, tensor in zip(names, grads, strict=True)})
+    # Summed by place, not by thread, so that the sum does not depend on the number of threads.
+    dots = torch.empty(plan.n_nodes + 1, dtype=torch.float64) if needed[7] else None
+    block.point(grad=grad, next=through, read_grad=read_grad, dots=dots)
+    run(plan, block, backward=True)
+    residual_grad = None
+    if dots is not None and w.residual is not None:
+        residual_grad = (dots.sum() * (w.residual > 0)).to(w.residual.dtype)
+    return through, [*grads, residual_grad, None]
