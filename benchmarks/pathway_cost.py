@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from _networks import random_model
 from _stamp import stamp
-from step import random_model
 
 from gsnn.models.PathwayLatentRegularizer import PathwayLatentRegularizer
 

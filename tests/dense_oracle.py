@@ -1,6 +1,15 @@
 """GSNN computed the slow and obvious way: dense matrices, one node at a time, plain autograd."""
 
+from importlib.util import find_spec
+
+import pytest
 import torch
+
+# Only absence skips: a build that does not load must fail.
+needs_scatter = pytest.mark.skipif(
+    find_spec("torch_scatter") is None, reason="torch-scatter is not installed: make scatter builds it"
+)
+BACKENDS = ("bucketed", pytest.param("scatter", marks=needs_scatter))
 
 EDGE_TYPES = (("function", "to", "function"), ("input", "to", "function"), ("function", "to", "output"))
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from dense_oracle import random_graph
+from dense_oracle import BACKENDS, random_graph
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -81,6 +81,7 @@ def random_pattern(generator, n, m, density):
     return (torch.rand(n, m, generator=generator) < density).nonzero().t()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
@@ -89,9 +90,10 @@ def random_pattern(generator, n, m, density):
     density=st.floats(0.0, 1.0),
     bias=st.booleans(),
 )
-def test_sparse_linear_equals_the_dense_product(seed, n, m, density, bias):
+def test_sparse_linear_equals_the_dense_product(backend, seed, n, m, density, bias):
     generator = torch.Generator().manual_seed(seed)
-    linear = SparseLinear(random_pattern(generator, n, m, density), (n, m), bias=bias).double()
+    pattern = random_pattern(generator, n, m, density)
+    linear = SparseLinear(pattern, (n, m), bias=bias, backend=backend).double()
     assume(bias or len(linear.values))
     if bias:
         torch.nn.init.normal_(linear.bias)
@@ -111,9 +113,10 @@ def test_sparse_linear_equals_the_dense_product(seed, n, m, density, bias):
             torch.testing.assert_close(a, b)
 
 
-def test_the_linears_of_a_model_work_alone():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_linears_of_a_model_work_alone(backend):
     edges, names = random_graph(torch.Generator().manual_seed(0), n_function=20)
-    block = GSNN(edges, names, 4, 1).ResBlocks[0]
+    block = GSNN(edges, names, 4, 1, backend=backend).ResBlocks[0]
     for linear in (block.lin_in, block.lin_out):
         dense = torch.zeros(linear.N, linear.M).index_put(tuple(linear.indices), linear.values.detach())
         x = torch.randn(3, linear.N)

@@ -276,15 +276,23 @@ class _CompiledStack(torch.autograd.Function):
         if torch.is_grad_enabled():
             return None, None, None, *_plain_grads(form, plan, inputs, needed, grad, read_grads)
         now, spare = native.padded(grad.contiguous()), None
+        dots = torch.empty(len(blocks), plan.n_nodes + 1, dtype=torch.float64)
         for k in range(len(blocks) - 1, -1, -1):
             block_needed = (k > 0 or needed[0], *needed[1 + k * N_WEIGHTS : 1 + (k + 1) * N_WEIGHTS])
             through, weight_grads = native.backward(
-                now, states[k], blocks[k], form, plan, samples, read_grads[k], block_needed, spare
+                now, states[k], blocks[k], form, plan, samples, read_grads[k], block_needed, spare, dots[k]
             )
             flat_grads.append(weight_grads)
             if through is not None:  # the gradient that came from outside is not ours to write to
                 now, spare = through, now if k < len(blocks) - 1 else None
         state_grad = now[:, :samples].contiguous() if needed[0] else None
+        sums = dots.sum(1).to(grad.dtype).unbind()
+        residual_grads = [
+            None if w.residual is None else torch.where(w.residual > 0, total, 0)
+            for w, total in zip(blocks, sums, strict=True)
+        ]
+        for weight_grads, of_residual in zip(reversed(flat_grads), residual_grads, strict=True):
+            weight_grads += [of_residual, None]
         return None, None, None, state_grad, *(g for grads in reversed(flat_grads) for g in grads)
 
 

@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ _WORTH_A_THREAD = 2_000_000
 # Of `gsnn_version` in blocks.c: a library with other structures must not be called.
 _VERSION = 1
 _SHARES = 16
-_POOLED = 1 << 17
+_POOLED = 1 << 15  # elements
 _LINE = 64
 _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 _NORMS: dict[tuple[int, ...] | None, int] = {None: 0, (1,): 1, (1, 2): 2, (2,): 3}
@@ -77,11 +77,6 @@ class BlockArguments(ctypes.Structure):
         *((name, ctypes.c_int64) for name in _STRIDES),
         *((name, ctypes.c_void_p) for name in (*_FORWARD, *_BACKWARD)),
     )
-
-    def point(self, **tensors: Tensor | None) -> None:
-        """Set fields to the memory of tensors, which must stay alive until the pass has run."""
-        for name, tensor in tensors.items():
-            setattr(self, name, None if tensor is None else tensor.data_ptr())
 
 
 def _load() -> tuple[ctypes.CDLL | None, int]:
@@ -132,10 +127,8 @@ class _Pool:
         self._free: list[np.ndarray] = []
 
     def empty(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        """Uninitialised, of ``like``'s type; from the pool where it is large."""
+        """Uninitialised, of ``like``'s type."""
         size = math.prod(shape) * like.element_size()
-        if size < _POOLED:
-            return like.new_empty(shape)
         buffer = None
         for k in range(len(self._free) - 1, -1, -1):
             if self._free[k].nbytes == size:
@@ -188,6 +181,7 @@ class _Compiled:
             n_pad=len(self.arrays["pad_row"]),
             **{name: array.data_ptr() for name, array in self.arrays.items()},
         )
+        self.pointer = ctypes.byref(self.arguments)
 
 
 _compiled: "weakref.WeakKeyDictionary[Plan, _Compiled]" = weakref.WeakKeyDictionary()
@@ -202,6 +196,8 @@ def _of(plan: Plan) -> _Compiled:
 
 def empty(plan: Plan, shape: Sequence[int], like: Tensor) -> Tensor:
     """Uninitialised CPU tensor of ``like``'s type; large ones reuse the memory of the plan's earlier ones."""
+    if math.prod(shape) < _POOLED:
+        return torch.empty(shape, dtype=like.dtype)
     return _of(plan).pool.empty(shape, like)
 
 
@@ -226,12 +222,8 @@ def _pool(threads: int) -> ThreadPoolExecutor:
         return _workers
 
 
-def run(plan: Plan, block: BlockArguments, backward: bool) -> None:
-    """One forward or backward pass of a block, on ``torch.get_num_threads()`` threads.
-
-    Raises:
-        MemoryError: the scratch memory of a node could not be had.
-    """
+def _run(plan: Plan, block: BlockArguments, backward: int) -> None:
+    """One forward (0) or backward (1) pass of a block, on ``torch.get_num_threads()`` threads."""
     assert _library is not None
     compiled = _of(plan)
     threads = torch.get_num_threads()
@@ -239,12 +231,12 @@ def run(plan: Plan, block: BlockArguments, backward: bool) -> None:
         threads = 1
     # Small shares, so that a thread that comes late does less.
     share = plan.n_nodes if threads == 1 else max(plan.n_nodes // (_SHARES * threads), 1)
-    taken = ctypes.c_int64(0)
-    pointers = (ctypes.byref(thing) for thing in (compiled.arguments, block, taken))
-    arguments = (_level, int(backward), *pointers, share)
+    taken = ctypes.byref(ctypes.c_int64(0))
+    arguments = (_level, backward, compiled.pointer, ctypes.byref(block), taken, share)
     waiting = [_pool(threads).submit(_library.gsnn_pass, *arguments) for _ in range(threads - 1)]
     failed = _library.gsnn_pass(*arguments)
-    failed = max([failed, *(task.result() for task in waiting)])
+    for task in waiting:
+        failed |= task.result()
     if failed:
         raise MemoryError("no memory for the scratch space of a function node")
 
@@ -255,21 +247,19 @@ def padded(state: Tensor) -> Tensor:
     return torch.nn.functional.pad(state, (0, missing)) if missing else state
 
 
-def _arguments(state: Tensor, w: "Weights", form: "Form", plan: Plan, samples: int) -> BlockArguments:
-    block = BlockArguments(
-        is_double=state.dtype == torch.float64,
-        channels=form.channels,
-        samples=samples,
-        width=state.shape[1],
-        norm=_NORMS[form.dims],
-        centre=form.centre,
-        gate=0.0 if w.residual is None else max(w.residual.detach().item(), 0.0),
-    )
-    block.point(state=state, **{name: getattr(w, name) for name in _WEIGHTS[1:]})
+def _pointers(tensors: Sequence[Tensor | None]) -> list[int | None]:
+    return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+def _inputs(state: Tensor, w: "Weights", form: "Form", plan: Plan, samples: int) -> list[Any]:
+    """The fields of :class:`BlockArguments` up to the strides of the factor."""
+    strides: tuple[int, ...] = (0, 0, 0)
     if w.factor is not None:
         strides = w.factor.expand(plan.n_nodes, form.channels, samples).stride()
-        block.factor_node, block.factor_channel, block.factor_sample = strides
-    return block
+    gate = 0.0 if w.residual is None else max(w.residual.detach().item(), 0.0)
+    sizes = (state.dtype == torch.float64, form.channels, samples, state.shape[1], _NORMS[form.dims])
+    pointers = _pointers((state, *w[:6], w.factor))
+    return [*sizes, form.centre, gate, *pointers, *strides]
 
 
 def forward(
@@ -289,14 +279,13 @@ def forward(
         For a norm over the batch ``1 / sqrt(v + 1e-5)`` and the mean, (N, 1, 1) or (N, C, 1), else None;
         for ``form.aside`` the activations (N, C, B), else None.
     """
-    block = _arguments(state, w, form, plan, samples)
     scale = mean = aside = None
     if form.over_batch and form.dims is not None:
         scale, mean = (state.new_empty(plan.n_nodes, 1 if 1 in form.dims else form.channels, 1) for _ in "sm")
     if form.aside:
         aside = empty(plan, (plan.n_nodes, form.channels, samples), state)
-    block.point(result=result, stat_scale=scale, stat_mean=mean, aside=aside)
-    run(plan, block, backward=False)
+    outputs = _pointers((result, aside, scale, mean))
+    _run(plan, BlockArguments(*_inputs(state, w, form, plan, samples), *outputs), 0)
     return scale, mean, aside
 
 
@@ -310,6 +299,7 @@ def backward(
     read_grad: Tensor | None,
     needed: Sequence[bool],
     spare: Tensor | None,
+    dots: Tensor,
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """Gradients of :func:`forward`.
 
@@ -320,29 +310,25 @@ def backward(
         read_grad: (N, C, B) further gradient for the activations given aside, or None.
         needed: whether the state, then each field of ``w``, needs its gradient.
         spare: (R, W) memory for the gradient of the state, or None.
+        dots: (N + 1,) float64 to write to, where ``w.residual`` needs its gradient; its sum is that of
+            ``grad * state``. Kept by place, not by thread, so that the number of threads does not matter.
 
     Returns:
-        The gradient (R, W) for the state, and those for the fields of ``w``; None where not needed.
+        The gradient (R, W) for the state, and those for the fields of ``w`` but the last two; None where
+        not needed.
     """
-    block = _arguments(state, w, form, plan, samples)
     if read_grad is not None:
         read_grad = read_grad.contiguous()
     through = None
     if needed[0]:
         through = empty(plan, state.shape, state) if spare is None else spare
-    norm = w.scale is not None and (needed[3] or needed[4])
+    norm = needed[3] or needed[4]
     wanted = (needed[1], needed[2], norm, norm, needed[5], needed[6])
     grads = [
         empty(plan, tensor.shape, tensor) if want and tensor is not None else None
         for want, tensor in zip(wanted, w, strict=False)
     ]
-    names = ("in_values", "in_bias", "scale", "shift", "out_values", "out_bias")
-    block.point(**{f"{name}_grad": tensor for name, tensor in zip(names, grads, strict=True)})
-    # Summed by place, not by thread, so that the sum does not depend on the number of threads.
-    dots = torch.empty(plan.n_nodes + 1, dtype=torch.float64) if needed[7] else None
-    block.point(grad=grad, next=through, read_grad=read_grad, dots=dots)
-    run(plan, block, backward=True)
-    residual_grad = None
-    if dots is not None and w.residual is not None:
-        residual_grad = (dots.sum() * (w.residual > 0)).to(w.residual.dtype)
-    return through, [*grads, residual_grad, None]
+    outputs = _pointers((grad, read_grad, through, *grads, dots if needed[7] else None))
+    inputs = _inputs(state, w, form, plan, samples)
+    _run(plan, BlockArguments(*inputs, None, None, None, None, *outputs), 1)
+    return through, grads

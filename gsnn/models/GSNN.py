@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from gsnn.functional.modes import evaluation_mode
 from gsnn.functional.plan import Plan
+from gsnn.functional.scatter import ScatterPlan, check_backend
 from gsnn.functional.sparse import read_outputs
 from gsnn.graph import NODE_TYPES, HeteroGraph, some_names
 from gsnn.models.flat import channel_pattern, flat_edges, flat_masks
@@ -53,6 +54,8 @@ class GSNN(torch.nn.Module):
         node_mlp_hidden: its hidden width.
         learn_residual: r is learnt, one scalar per block, initially 1; otherwise it stays 1.
         affine: the norm learns one scale and shift per node.
+        backend: ``bucketed`` or ``scatter``, how the sparse products are computed; the results are the
+            same. See :mod:`gsnn.functional.scatter` for when to use which.
 
     Attributes:
         graph: the checked :class:`gsnn.graph.HeteroGraph`.
@@ -67,6 +70,7 @@ class GSNN(torch.nn.Module):
     Raises:
         ValueError: an argument out of its range, or a malformed graph.
         TypeError: an argument of the wrong type.
+        ImportError: ``backend='scatter'`` without torch-scatter (the extra ``scatter``).
     """
 
     edge_index: torch.Tensor
@@ -96,6 +100,7 @@ class GSNN(torch.nn.Module):
         node_mlp_hidden: int = 16,
         learn_residual: bool = True,
         affine: bool = True,
+        backend: str = "bucketed",
     ) -> None:
         config = dict(locals())
         for name in ("self", "edge_index_dict", "node_names_dict", "__class__"):
@@ -114,6 +119,7 @@ class GSNN(torch.nn.Module):
             raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
         if init not in INITS:
             raise ValueError(f"init must be one of {', '.join(INITS)}, got {init!r}")
+        check_backend(backend)
         if not callable(nonlin) or isinstance(nonlin, torch.nn.Module):
             raise TypeError(f"nonlin must be a module class such as torch.nn.ELU, got {nonlin!r}")
         self.config = config
@@ -134,7 +140,8 @@ class GSNN(torch.nn.Module):
         self.register_buffer("edge_index", edge_index, persistent=False)
         for name, mask in flat_masks(edge_index, self.graph).items():
             self.register_buffer(name, mask, persistent=False)
-        self.plan = Plan(edge_index, n_function, n_input, n_output)
+        plan_class = ScatterPlan if backend == "scatter" else Plan
+        self.plan = plan_class(edge_index, n_function, n_input, n_output)
 
         # One tensor for all blocks: the pattern is the same in each.
         n_channels, n_edges = n_function * channels, edge_index.shape[1]
@@ -147,8 +154,8 @@ class GSNN(torch.nn.Module):
             if blocks and share_layers:
                 lin_in, lin_out, mlp = blocks[0].lin_in, blocks[0].lin_out, blocks[0].node_mlp
             else:
-                lin_in = SparseLinear(in_pattern, (n_edges, n_channels), bias, init)
-                lin_out = SparseLinear(out_pattern, (n_channels, n_edges), bias, init)
+                lin_in = SparseLinear(in_pattern, (n_edges, n_channels), bias, init, backend)
+                lin_out = SparseLinear(out_pattern, (n_channels, n_edges), bias, init, backend)
                 mlp = NodeMLP(channels, node_mlp_hidden, nonlin, dropout) if node_mlp else None
             blocks.append(
                 ResBlock(

@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 
+from gsnn.functional import scatter, sparse
 from gsnn.functional.block import Form, Weights, run_blocks
 from gsnn.functional.channels import elu
 from gsnn.functional.plan import Plan
-from gsnn.functional.sparse import lin_in, lin_out, permute_rows, plain_needed
-from gsnn.models.norms import NodeNorm
+from gsnn.functional.sparse import permute_rows, plain_needed
+from gsnn.models.norms import NodeNorm, update_statistics
 from gsnn.models.SparseLinear import SparseLinear
 
 
@@ -29,6 +30,7 @@ class NodeMLP(torch.nn.Sequential):
         )
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
+        """Channels z (N, C, B) to channels (N, C, B)."""
         return super().forward(z.transpose(1, 2)).transpose(1, 2)
 
 
@@ -120,7 +122,8 @@ class ResBlock(torch.nn.Module):
         in_values = self.lin_in.table().view(-1, self.channels)
         out_values = self.lin_out.table().view(-1, self.channels)
         residual = self.residual_weight
-        z = lin_in(state, in_values, self.lin_in.bias, plan)
+        products = scatter if self.lin_in.backend == "scatter" else sparse
+        z = products.lin_in(state, in_values, self.lin_in.bias, plan)
         if self._store_activations is True:
             self._last_pre_norm_activation, z = self._capture(z, plan)
         z = self._nonlin(self.norm(z, plan)) if self.norm_first else self.norm(self._nonlin(z), plan)
@@ -135,7 +138,7 @@ class ResBlock(torch.nn.Module):
         if node_mask is not None:
             z = z * node_mask
         through = state if residual is not None else None
-        return lin_out(z.contiguous(), out_values, self.lin_out.bias, through, residual, plan)
+        return products.lin_out(z.contiguous(), out_values, self.lin_out.bias, through, residual, plan)
 
     @property
     def _plain_elu(self) -> bool:
@@ -146,12 +149,14 @@ class ResBlock(torch.nn.Module):
         """Whether a forward pass is now of the form that :func:`run_fused` runs as one operation."""
         modules = self._modules
         norm: Any = modules["norm"]
+        lin_in: Any = modules["lin_in"]
         return (
             (not self._store_activations or (self._store_activations == "aside" and node_mask is None))
             and self._plain_elu
             and (norm.kind == "none" or (self.norm_first and norm.dims is not None))
             and self.node_mlp is None
             and not (node_mask is not None and node_mask.requires_grad)
+            and lin_in.backend == "bucketed"
             and not plain_needed()
         )
 
@@ -204,7 +209,6 @@ def run_fused(
     for block, activation in zip(blocks, aside, strict=False):  # none where none is wanted
         if block._store_activations:
             block._captured, block._aside = None, (activation, plan)
-    for block, (scale, mean) in zip(blocks, statistics, strict=True):
-        size = len(block.channel_groups) * state.shape[1]
-        block.norm.update_statistics(scale, mean, size, plan)
+    size = len(blocks[0].channel_groups) * state.shape[1]
+    update_statistics([block.norm for block in blocks], statistics, size, plan)
     return result

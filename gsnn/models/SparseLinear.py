@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from gsnn.functional.scatter import Incidence, check_backend, incidence, spread
+
 Fans = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -73,6 +75,8 @@ class SparseLinear(torch.nn.Module):
             of weights of its output, its fan-out that of its input: ``xavier_*`` (Glorot & Bengio
             2010), ``kaiming_*`` (He et al. 2015, gain sqrt(2)), ``uniform`` on [-1, 1], ``normal``
             (0, 1), ``degree_normalized`` (uniform on [-1, 1] over sqrt(fan_in * fan_out)), ``zeros``.
+        backend: ``bucketed``, dense blocks of outputs that read the same inputs, or ``scatter``, one
+            message per weight by torch-scatter; see :mod:`gsnn.functional.scatter`.
 
     Attributes:
         N, M: inputs and outputs.
@@ -81,7 +85,8 @@ class SparseLinear(torch.nn.Module):
         bias: (M,) parameter or None.
 
     Raises:
-        ValueError: a malformed, repeated or out-of-range index, or an unknown ``init``.
+        ValueError: a malformed, repeated or out-of-range index, or an unknown ``init`` or ``backend``.
+        ImportError: ``backend='scatter'`` without torch-scatter.
     """
 
     indices: torch.Tensor
@@ -89,10 +94,16 @@ class SparseLinear(torch.nn.Module):
     kept: torch.Tensor | None
 
     def __init__(
-        self, indices: torch.Tensor, size: tuple[int, int], bias: bool = True, init: str = "degree_normalized"
+        self,
+        indices: torch.Tensor,
+        size: tuple[int, int],
+        bias: bool = True,
+        init: str = "degree_normalized",
+        backend: str = "bucketed",
     ) -> None:
         super().__init__()
         self.N, self.M = size
+        check_backend(backend)
         if init not in INITS:
             raise ValueError(f"init must be one of {', '.join(INITS)}, got {init!r}")
         if indices.ndim != 2 or indices.shape[0] != 2 or indices.is_floating_point():
@@ -111,11 +122,13 @@ class SparseLinear(torch.nn.Module):
             if len(torch.unique(indices[0] * self.M + indices[1])) < indices.shape[1]:
                 raise ValueError("indices must name each pair once, got repeated pairs")
         self.init = init
+        self.backend = backend
         self.register_buffer("indices", indices, persistent=False)
         self.register_buffer("kept", None)
         self.values = torch.nn.Parameter(torch.empty(indices.shape[1]))
         self.register_parameter("bias", torch.nn.Parameter(torch.zeros(self.M)) if bias else None)
         self._groups: list[_Group] | None = None
+        self._incidence: Incidence | None = None
         self.reset_parameters()
 
     @torch.no_grad()
@@ -144,7 +157,7 @@ class SparseLinear(torch.nn.Module):
         self.kept = self.kept.masked_scatter(self.kept, mask)
         self.indices = self.indices[:, mask]
         self.values = torch.nn.Parameter(self.values[mask], requires_grad=self.values.requires_grad)
-        self._groups = None
+        self._groups = self._incidence = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, N) or (B, N, 1) -> (B, M, 1)."""
@@ -152,19 +165,31 @@ class SparseLinear(torch.nn.Module):
             x = x.squeeze(2)
         if x.ndim != 2 or x.shape[1] != self.N:
             raise ValueError(f"x must have shape (B, {self.N}) or (B, {self.N}, 1), got {tuple(x.shape)}")
-        if self._groups is None:
-            self._groups = _group_outputs(self.indices.cpu().numpy(), self.M)
         rows = x.t()
-        result = x.new_zeros(self.M, x.shape[0])
-        for group in self._groups:
-            blocks, d_out, d_in = group.shape
-            inputs = rows.index_select(0, group.inputs.to(x.device)).view(blocks, d_in, -1)
-            weights = self.values.index_select(0, group.weights.to(x.device)).view(blocks, d_out, d_in)
-            outputs = torch.from_numpy(group.outputs).to(x.device)
-            result = result.index_copy(0, outputs, torch.bmm(weights, inputs).flatten(0, 1))
+        result = self._scattered(rows) if self.backend == "scatter" else self._bucketed(rows)
         if self.bias is not None:
             result = result + self.bias.unsqueeze(1)
         return result.t().unsqueeze(2)
+
+    def _bucketed(self, rows: torch.Tensor) -> torch.Tensor:
+        """(N, B) -> (M, B)."""
+        if self._groups is None:
+            self._groups = _group_outputs(self.indices.cpu().numpy(), self.M)
+        result = rows.new_zeros(self.M, rows.shape[1])
+        for group in self._groups:
+            blocks, d_out, d_in = group.shape
+            inputs = rows.index_select(0, group.inputs.to(rows.device)).view(blocks, d_in, -1)
+            weights = self.values.index_select(0, group.weights.to(rows.device)).view(blocks, d_out, d_in)
+            outputs = torch.from_numpy(group.outputs).to(rows.device)
+            result = result.index_copy(0, outputs, torch.bmm(weights, inputs).flatten(0, 1))
+        return result
+
+    def _scattered(self, rows: torch.Tensor) -> torch.Tensor:
+        """(N, B) -> (M, B)."""
+        if self._incidence is None:
+            self._incidence = incidence(self.indices[0], self.indices[1], self.N, self.M)
+        where = self._incidence.to(rows.device)
+        return spread(rows, self.values.unsqueeze(1), where).squeeze(1)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         """Take over the pruning of the saved layer before its values."""

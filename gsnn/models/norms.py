@@ -5,6 +5,8 @@ statistics are kept in the given order of the nodes, so that a saved model does 
 plan laid the nodes out.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from gsnn.functional.channels import EPS, standardize
@@ -50,6 +52,7 @@ class NodeNorm(torch.nn.Module):
 
     @property
     def over_batch(self) -> bool:
+        """Whether statistics are taken over the samples of a batch."""
         return self.kind in ("groupbatch", "batch")
 
     @property
@@ -67,7 +70,7 @@ class NodeNorm(torch.nn.Module):
         )
         if self.dims is not None:
             result, scale, mean = standardize(z, weight, bias, self.dims, self.centre)
-            self.update_statistics(scale, mean, z.numel(), plan)
+            update_statistics([self], [(scale, mean)], z.numel(), plan)
             return result
         if self.over_batch:
             running_mean, running_var = (
@@ -80,22 +83,39 @@ class NodeNorm(torch.nn.Module):
             unit = torch.softmax(z, dim=1)
         return unit if weight is None or bias is None else unit * weight + bias
 
-    @torch.no_grad()
-    def update_statistics(
-        self, scale: torch.Tensor | None, mean: torch.Tensor | None, size: int, plan: Plan
-    ) -> None:
-        """Move the running statistics towards those of a batch of ``size`` values; no-op for other norms."""
-        if not self.over_batch or not self.updates_statistics or mean is None or scale is None:
-            return
-
-        def in_given_order(statistic: torch.Tensor) -> torch.Tensor:
-            return plan.from_nodes(statistic).reshape(-1).to(self.running_mean)
-
-        count = size // mean.numel()
-        self.running_mean.lerp_(in_given_order(mean), MOMENTUM)
-        if count > 1:  # one value has no variance to learn from
-            variance = in_given_order(scale).pow(-2).sub_(EPS).clamp_(min=0)
-            self.running_var.lerp_(variance.mul_(count / (count - 1)), MOMENTUM)
-
     def extra_repr(self) -> str:
         return f"{self.kind!r}, affine={self.weight is not None}"
+
+
+@torch.no_grad()
+def update_statistics(
+    norms: Sequence[NodeNorm],
+    statistics: Sequence[tuple[torch.Tensor | None, torch.Tensor | None]],
+    size: int,
+    plan: Plan,
+) -> None:
+    """Move the running statistics of norms over the batch towards those of a batch; no-op for others.
+
+    Args:
+        norms: norms of one kind.
+        statistics: of each norm ``1 / sqrt(v + 1e-5)`` and the mean, (N, 1, 1) or (N, C, 1) in plan order.
+        size: number of values, N C B, that they were taken from.
+        plan: the network's plan.
+    """
+    found = [
+        (norm, scale, mean)
+        for norm, (scale, mean) in zip(norms, statistics, strict=True)
+        if norm.over_batch and norm.updates_statistics and scale is not None and mean is not None
+    ]
+    if not found:
+        return
+    norms, scales, means = zip(*found, strict=True)
+    count = size // means[0].numel()
+    # All at once: for a small network the calls cost more than what they compute.
+    all_means = plan.from_nodes(torch.cat(means, dim=2)).to(norms[0].running_mean)
+    variances = plan.from_nodes(torch.cat(scales, dim=2)).to(norms[0].running_var)
+    variances = variances.pow_(-2).sub_(EPS).clamp_(min=0).mul_(count / max(count - 1, 1))
+    for norm, mean, variance in zip(norms, all_means.unbind(2), variances.unbind(2), strict=True):
+        norm.running_mean.lerp_(mean.reshape(-1), MOMENTUM)
+        if count > 1:  # one value has no variance to learn from
+            norm.running_var.lerp_(variance.reshape(-1), MOMENTUM)

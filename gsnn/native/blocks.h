@@ -265,10 +265,10 @@ static void NAME(scale_rows)(REAL *out, const REAL *rows, const block_t *k, int6
         const REAL *f = factor + c * k->factor_channel + b0 * k->factor_sample;
         const REAL *from = rows + c * width;
         REAL *to = out + c * width;
-        if (k->factor_sample)
+        if (k->factor_sample == 1)
             for (int64_t b = 0; b < end; b++) to[b] = from[b] * f[b];
         else
-            for (int64_t b = 0; b < end; b++) to[b] = from[b] * f[0];
+            for (int64_t b = 0; b < end; b++) to[b] = from[b] * f[b * k->factor_sample];
         for (int64_t b = end; b < width; b++) to[b] = 0;
     }
 }

@@ -1,0 +1,70 @@
+"""Instructions of one training step (forward, loss, backward), counted by callgrind on one thread.
+
+Time depends on the machine and on what else runs there, a count of instructions hardly does: it tells
+whether a change made the step dearer. It counts work, not waiting for memory, and libraries choose
+their kernels by processor, so compare rows of like machines. The network is small, where the cost per
+call is what matters. Without valgrind the script says so and leaves.
+
+    python benchmarks/instructions.py --out benchmarks/results/instructions.csv
+"""
+
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pandas as pd
+import torch
+from _stamp import stamp
+from torch.utils.benchmark import Timer
+
+SIZE = (50, 87, 8, 64, 6)
+SETUP = """
+import sys
+sys.path.insert(0, {here!r})
+import torch
+from _networks import random_model
+from step import step
+model = random_model({n}, {edges}, {channels}, {layers})
+parameters = list(model.parameters())
+generator = torch.Generator().manual_seed(0)
+x = torch.randn({samples}, int(model.input_node_mask.sum()), generator=generator)
+y = torch.randn({samples}, int(model.output_node_mask.sum()), generator=generator)
+for _ in range(3):
+    step(model, parameters, x, y)
+"""
+
+
+def instructions(size: tuple[int, int, int, int, int], steps: int) -> int:
+    """Instructions of one step, the mean over ``steps``."""
+    n, edges, channels, samples, layers = size
+    setup = SETUP.format(
+        here=str(Path(__file__).parent), n=n, edges=edges, channels=channels, samples=samples, layers=layers
+    )
+    timer = Timer("step(model, parameters, x, y)", setup, num_threads=1)
+    return round(timer.collect_callgrind(number=steps).counts() / steps)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--out", type=Path, help="CSV to write")
+    arguments = parser.parse_args()
+    if shutil.which("valgrind") is None:
+        print("valgrind is not installed: no instructions counted")
+        return
+    os.environ["PYTHONHASHSEED"] = "0"  # the order of sets decides some branches
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # runs `python`
+    torch.set_num_threads(1)
+    count = instructions(SIZE, arguments.steps)
+    table = pd.DataFrame([dict(zip("NECBL", SIZE, strict=True)) | {"instructions": count}])
+    print(table.to_string(index=False))
+    if arguments.out:
+        table.assign(**stamp()).to_csv(arguments.out, index=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""A whole training run of the tutorials' size against gather / ``index_add_``, optimizer included.
+
+24 function nodes, 30 epochs of 2,000 samples, batches of 64, C=8, L=6, PyTorch's fused AdamW: the
+published post hoc setting. The networks (`_networks.py`) start from the same weights and see the same
+batches; they are trained in turns, and the fastest of the repeats counts.
+
+    python benchmarks/training.py --out benchmarks/results/training.csv
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+from _networks import BatchFirst, Gather
+from _stamp import stamp
+
+from gsnn.functional import native
+from gsnn.models.GSNN import GSNN
+from gsnn.simulate.scenarios import converging_tiers
+
+EPOCHS, BATCH = 30, 64
+KINDS = ("gsnn", "gather", "batch_first")
+
+
+def train(kind: str, norm: str) -> tuple[float, float]:
+    """Seconds of the training loop and the last epoch's mean loss."""
+    scenario = converging_tiers(width=12)
+    x, _, y, _ = (
+        torch.as_tensor(a, dtype=torch.float32)
+        for a in scenario.sample(n_train=2000, n_test=500, noise_scale=0.15, seed=0)
+    )
+    y = (y - y.mean(0)) / y.std(0)
+    torch.manual_seed(0)
+    graph = scenario.partial
+    model = GSNN(graph.edge_index_dict, graph.node_names_dict, 8, 6, share_layers=False, norm=norm)
+    network = {"gsnn": lambda m: m, "gather": Gather, "batch_first": BatchFirst}[kind](model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    generator = torch.Generator().manual_seed(0)
+    start = time.perf_counter()
+    for _ in range(EPOCHS):
+        losses = []
+        for rows in torch.randperm(len(x), generator=generator).split(BATCH):
+            loss = torch.nn.functional.mse_loss(network(x[rows]), y[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+    return time.perf_counter() - start, torch.stack(losses).mean().item()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="CSV to write")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    for norm in ("groupbatch", "none", "layer"):
+        runs = [{kind: train(kind, norm) for kind in KINDS} for _ in range(arguments.repeats)]
+        seconds = {kind: min(run[kind][0] for run in runs) for kind in KINDS}
+        rows.append(
+            {
+                "norm": norm,
+                **{f"{kind}_s": taken for kind, taken in seconds.items()},
+                "speedup": seconds["gather"] / seconds["gsnn"],
+                "speedup_batch_first": seconds["batch_first"] / seconds["gsnn"],
+                **{f"{kind}_loss": runs[0][kind][1] for kind in KINDS},
+            }
+        )
+    table = pd.DataFrame(rows).round(4)
+    print(table.to_string(index=False))
+    if arguments.out:
+        table.assign(native=native.level(), **stamp()).to_csv(arguments.out, index=False)
+
+
+if __name__ == "__main__":
+    main()
