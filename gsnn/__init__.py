@@ -17,6 +17,7 @@ _SHORT_NAMES = {
     "PathwayLatentRegularizer": "gsnn.models.PathwayLatentRegularizer",
     "fit": "gsnn.train",
     "predict": "gsnn.train",
+    "RowDataset": "gsnn.arrays",
     "save": "gsnn.io",
     "load": "gsnn.io",
 }

@@ -23,7 +23,6 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Graph Structured Neural Networks: train on a graph and two tables, and rank the missing edges.",
 )
 
 
@@ -39,6 +38,7 @@ def main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
+    """Graph Structured Neural Networks: train on a graph and two tables, and rank the missing edges."""
     # numpy reads this when it is first imported. The MLP of the comparison is small: with several BLAS
     # threads it gains nothing, and beside other processes their waiting makes it ten times slower.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -79,18 +79,24 @@ def run(
     force: Annotated[
         bool, typer.Option("--force", help="Replace results in a folder that is not empty.")
     ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Forget an interrupted run in --out instead of going on with it.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars, no summary.")] = False,
 ) -> None:
     """Train, compare with simple models by cross-validation, and rank the edges that the graph lacks.
 
-    Columns of X and Y are matched with the graph's nodes by name. Writes metrics.json, edges.csv,
-    predictions.csv, model.safetensors and figures/ to the folder --out.
+    Columns of X and Y are matched with the graph's nodes by name. Writes report.html, metrics.json,
+    edges.csv, predictions.csv, model.safetensors and figures/ to the folder --out. After an interruption
+    the same command goes on from the last checkpoint.
     """
-    with _user_errors():
+    with _user_errors(out):
         from gsnn import workflow
         from gsnn.tables import load_data
 
-        workflow.check_out(out, force)
+        going_on = workflow.check_out(out, force, fresh) / ".checkpoint"
+        if going_on.exists() and not (fresh or quiet):
+            typer.echo(f"going on with the interrupted run in {out}", err=True)
         options = workflow.Options(
             folds=folds,
             seed=seed,
@@ -106,7 +112,7 @@ def run(
             device=device,
         )
         data = load_data(edges, x, y, nodes=nodes, groups=groups, group_column=group_column)
-        result = workflow.run(data, out, options, force=force, verbose=not quiet)
+        result = workflow.run(data, out, options, force=force, fresh=fresh, verbose=not quiet)
     if not quiet:
         _summary(result, out, top)
 
@@ -135,8 +141,11 @@ def demo(
 
 
 @contextmanager
-def _user_errors() -> Iterator[None]:
-    """What a user can put right ends with one line and exit code 2, warnings are one line each."""
+def _user_errors(out: Path | None = None) -> Iterator[None]:
+    """What a user can put right ends with one line and exit code 2, warnings are one line each.
+
+    An interruption (Ctrl-C) ends with code 130 and one line, which says how to go on with a run in ``out``.
+    """
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
         typer.echo(f"warning: {message}", err=True)
@@ -149,9 +158,16 @@ def _user_errors() -> Iterator[None]:
         except (ValueError, TypeError, OSError, FloatingPointError) as err:
             typer.echo(f"error: {err}", err=True)
             raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            kept = out is not None and (out / ".checkpoint").exists()
+            how = f"; the same command goes on from {out}/.checkpoint, --fresh begins anew" if kept else ""
+            typer.echo(f"interrupted{how}", err=True)
+            raise typer.Exit(130) from None
 
 
 def _summary(result: Result, out: Path, top: int) -> None:
+    from gsnn.report_html import simple_model_lead
+
     metrics = result.metrics
     sizes = metrics["data"]
     typer.echo(
@@ -161,17 +177,13 @@ def _summary(result: Result, out: Path, top: int) -> None:
     typer.echo("\n  model   R2 on test folds   mean squared error")
     for method, value in metrics["r2"].items():
         typer.echo(f"  {method:<7} {value:>16.3f}   {metrics['mse'][method]:>18.4g}")
-    lead = max(metrics["r2"]["ridge"], metrics["r2"]["mlp"]) - metrics["r2"]["gsnn"]
-    if lead > 0.05:
-        typer.echo(
-            f"\nA simple model that sees every input does better by {lead:.2f}: a sign that the graph lacks "
-            "edges, or that the GSNN needs other settings."
-        )
+    if advice := simple_model_lead(metrics):
+        typer.echo(f"\n{advice}")
     typer.echo(f"\nBest candidates for missing edges, of {metrics['edges']['pairs']:,} pairs (edges.csv):")
     for row in result.edges.head(top).itertuples():
         typer.echo(f"  {row.rank:>3}  {row.source} -> {row.target}  score {row.score:.3f}")
     typer.echo(f"\n{metrics['edges']['caution']}")
-    typer.echo(f"\nWrote {out}/ in {metrics['seconds']} s")
+    typer.echo(f"\nWrote {out}/ in {metrics['seconds']} s; begin with {out}/report.html")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from safetensors.torch import save_file
 
 import gsnn
 from gsnn.arrays import Scaling, scaling_of, set_scaling
-from gsnn.graph import EDGE_TYPES, NODE_TYPES, HeteroGraph
+from gsnn.graph import EDGE_TYPES, NODE_TYPES, HeteroGraph, some_names
 from gsnn.models.GSNN import GSNN
 
 #: Raised when files of this version can no longer be read by older code.
@@ -51,18 +52,11 @@ def save(
     """
     if not isinstance(model, GSNN):
         raise TypeError(f"model must be a GSNN, got {type(model).__name__}")
-    path = Path(path)
     scaling = scaling_of(model) if scaling is None else scaling
-    tensors, ties = _untied(model.state_dict())
+    tensors, ties = untied(model.state_dict())
     edge_index = model.graph.edge_index_dict
     weight = model.graph.edge_weight_dict
     header = {
-        "format_version": FORMAT_VERSION,
-        "versions": {
-            "gsnn": gsnn.__version__,
-            "torch": torch.__version__,
-            "safetensors": _version("safetensors"),
-        },
         "config": {**model.config, "nonlin": _nonlin_name(model.config["nonlin"])},
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "node_names": {kind: list(model.graph.node_names_dict[kind]) for kind in NODE_TYPES},
@@ -74,13 +68,7 @@ def save(
         "scaling": None if scaling is None else scaling.to_dict(),
         "extra": dict(extra or {}),
     }
-    try:
-        text = json.dumps(header, allow_nan=False)
-    except (TypeError, ValueError) as err:
-        raise TypeError(f"extra must be plain JSON data: {err}") from None
-    metadata = {"gsnn": text, "sha256": _digest(text, tensors)}
-    with replacing(path) as tmp:
-        save_file(tensors, tmp, metadata=metadata)
+    write_file(path, "gsnn", header, tensors)
 
 
 def load(path: str | os.PathLike[str], *, device: torch.device | str | None = None) -> GSNN:
@@ -92,7 +80,26 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str | None = No
         FileNotFoundError: there is no such file.
         ValueError: the file is not a gsnn model, is damaged, or was written in another format version.
     """
-    header, tensors = _read(path)
+    header, tensors = read_file(path, "gsnn")
+    try:
+        model = _build(header, tensors)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as err:
+        said = f"no {err}" if isinstance(err, KeyError) else " ".join(str(err).split())
+        raise ValueError(
+            f"{path} does not describe a model that this gsnn ({gsnn.__version__}) can build; it was written "
+            f"by gsnn {_writer(header)}: {said}"
+        ) from None
+    return model.to(device).eval() if device is not None else model.eval()
+
+
+def _build(header: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> GSNN:
+    for name in ("config", "node_names", "edge_index", "ties"):
+        if not isinstance(header[name], dict):
+            raise ValueError(f"{name} must be a dict, got {type(header[name]).__name__}")
+    known = signature(GSNN).parameters
+    strange = [name for name in header["config"] if name not in known]
+    if strange:
+        raise ValueError(f"unknown arguments of GSNN: {some_names(strange)}")
     state = {**tensors, **{name: tensors[first] for name, first in header["ties"].items()}}
     etypes = {"->".join(e[::2]): e for e in EDGE_TYPES}
     weight = header["edge_weight"]
@@ -108,10 +115,13 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str | None = No
     config = {**header["config"], "nonlin": _nonlin_class(header["config"]["nonlin"])}
     with torch.random.fork_rng(devices=[]):  # the constructor draws weights that are replaced at once
         model = GSNN(graph.edge_index_dict, graph.node_names_dict, **config)
-    model.to(getattr(torch, header["dtype"]))
+    dtype = getattr(torch, str(header["dtype"]), None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"dtype must name a type of torch, got {header['dtype']!r}")
+    model.to(dtype)
     model.load_state_dict(state)
     set_scaling(model, None if header["scaling"] is None else Scaling.from_dict(header["scaling"]))
-    return model.to(device).eval() if device is not None else model.eval()
+    return model
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -119,7 +129,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises the same errors as :func:`load`.
     """
-    return _read(path)[0]
+    return read_file(path, "gsnn")[0]
 
 
 class replacing:
@@ -148,10 +158,36 @@ class replacing:
             self._tmp.unlink(missing_ok=True)
 
 
-def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def write_file(
+    path: str | os.PathLike[str], kind: str, header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """Write tensors, none of which shares memory with another, and a header, with versions and checksum.
+
+    ``kind`` is the name of the header in the file: ``'gsnn'`` for a model.
+
+    Raises:
+        TypeError: the header cannot be written as JSON.
+    """
+    versions = {"gsnn": gsnn.__version__, "torch": torch.__version__, "safetensors": _version("safetensors")}
+    try:
+        text = json.dumps({"format_version": FORMAT_VERSION, "versions": versions, **header}, allow_nan=False)
+    except (TypeError, ValueError) as err:
+        raise TypeError(f"extra must be plain JSON data: {err}") from None
+    with replacing(path) as tmp:
+        save_file(dict(tensors), tmp, metadata={kind: text, "sha256": checksum(text, tensors)})
+
+
+def read_file(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Header and tensors that :func:`write_file` wrote, if they are whole and of this format version.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: another kind of file, a damaged one, or another format version.
+    """
     path = Path(path)
+    what = "model" if kind == "gsnn" else kind.removeprefix("gsnn_")
     if not path.is_file():
-        raise FileNotFoundError(f"no model file at {path}")
+        raise FileNotFoundError(f"no {what} file at {path}")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -160,26 +196,33 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, torch
         raise ValueError(
             f"{path} is not a whole safetensors file ({err}): truncated, or another kind of file"
         ) from None
-    if "gsnn" not in metadata:
+    if kind not in metadata:
         raise ValueError(
             f"{path} is a safetensors file, but not one that gsnn.save wrote: it has no gsnn header"
+            if kind == "gsnn"
+            else f"{path} is a safetensors file, but no {what} file of gsnn"
         )
     try:
-        header = json.loads(metadata["gsnn"])
+        header = json.loads(metadata[kind])
         written = header["format_version"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is damaged: its gsnn header cannot be read") from None
     if written != FORMAT_VERSION:
         raise ValueError(
             f"{path} has format version {written}, this gsnn ({gsnn.__version__}) reads version "
-            f"{FORMAT_VERSION}; it was written by gsnn {header.get('versions', {}).get('gsnn', 'unknown')}"
+            f"{FORMAT_VERSION}; it was written by gsnn {_writer(header)}"
         )
-    if metadata.get("sha256") != _digest(metadata["gsnn"], tensors):
+    if metadata.get("sha256") != checksum(metadata[kind], tensors):
         raise ValueError(f"{path} is damaged or was changed after it was saved: its checksum does not match")
     return header, tensors
 
 
-def _untied(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def _writer(header: dict[str, Any]) -> str:
+    versions = header.get("versions")
+    return str(versions.get("gsnn", "unknown")) if isinstance(versions, dict) else "unknown"
+
+
+def untied(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Each tensor once, and for the further names of a shared one (``share_layers``) the first name."""
     first: dict[tuple[Any, ...], str] = {}
     tensors: dict[str, torch.Tensor] = {}
@@ -194,7 +237,8 @@ def _untied(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor],
     return tensors, ties
 
 
-def _digest(header: str, tensors: Mapping[str, torch.Tensor]) -> str:
+def checksum(header: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over a text and the names, types, shapes and bytes of tensors on the CPU."""
     digest = hashlib.sha256(header.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -211,7 +255,7 @@ def _nonlin_name(nonlin: type) -> str:
 
 
 def _nonlin_class(name: str) -> type[torch.nn.Module]:
-    found = getattr(torch.nn.modules.activation, name, None)
+    found = getattr(torch.nn.modules.activation, str(name), None)
     if not isinstance(found, type) or found.__module__ != torch.nn.modules.activation.__name__:
         raise ValueError(f"the model file names the nonlinearity {name!r}, which torch.nn does not have")
     return found

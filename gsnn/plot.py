@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gsnn.graph import HeteroGraph, as_graph, some_names
+from gsnn.graph import as_graph, some_names
+from gsnn.graph_layout import Edge, busy_inputs, layout, nodes_and_edges, surroundings
 from gsnn.train import History
 
 if TYPE_CHECKING:
@@ -26,9 +27,6 @@ BLUE, SKY, GREEN, ORANGE, VERMILLION, GREY = (
     "#D55E00",
     "#999999",
 )
-
-Node = tuple[str, str]  # (type, name): the same name may stand in two types
-Edge = tuple[str, str]
 
 
 def learning_curve(
@@ -114,6 +112,8 @@ def layered_graph(
     Raises:
         ValueError: an edge names an unknown function node.
     """
+    from matplotlib.patheffects import withStroke
+
     graph = as_graph(graph, warn=False)
     inferred, held_out = [(u, v) for u, v in inferred], [(u, v) for u, v in held_out]
     known = set(graph.node_names_dict["function"])
@@ -127,13 +127,13 @@ def layered_graph(
 
     ends = {name for edge in coloured for name in edge}
 
-    nodes, edges = _nodes_and_edges(graph)
-    busy = _busy_inputs(nodes, edges)
+    nodes, edges = nodes_and_edges(graph)
+    busy = busy_inputs(nodes, edges)
     edges = [e for e in edges if e[0] not in busy]
     total = len(nodes)
     if total > max_nodes:
-        nodes, edges = _surroundings(nodes, edges, coloured, min(max_nodes, max(50, 2 * len(ends))))
-    place = _layout(nodes, edges)
+        nodes, edges = surroundings(nodes, edges, coloured, min(max_nodes, max(50, 2 * len(ends))))
+    place = layout(nodes, edges)
     columns = max((x for x, _ in place.values()), default=1.0) + 1
     height = max(y for _, y in place.values()) - min(y for _, y in place.values()) + 1
     ax = _axes(ax, (min(max(1.05 * columns, 7.0), 18.0), min(max(0.4 * height + 1.2, 3.5), 18.0)))
@@ -162,8 +162,8 @@ def layered_graph(
         for _, name in (n for n in nodes if n[0] == kind):
             x, y = place[kind, name]
             side = {"input": (-6, 0, "right", "center"), "output": (6, 0, "left", "center")}
-            dx, dy, ha, va = side.get(kind, (3, 4, "left", "bottom"))
-            text = ax.annotate(
+            dx, dy, ha, va = side.get(kind, (3, 5, "left", "bottom"))
+            ax.annotate(
                 name,
                 (x, y),
                 (dx, dy),
@@ -172,9 +172,10 @@ def layered_graph(
                 va=va,
                 fontsize=font,
                 fontweight="bold" if kind == "function" and name in ends else "normal",
-                zorder=5,
+                parse_math=False,  # a name may hold a $
+                path_effects=[withStroke(linewidth=2, foreground="white")],
+                zorder=8,
             )
-            text.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.6, "pad": 0.4})
     notes = []
     if busy:
         names = some_names(sorted(name for _, name in busy), str)
@@ -182,7 +183,16 @@ def layered_graph(
     if total > len(nodes):
         notes.append(f"{len(nodes)} of {total} nodes: the surroundings of the coloured edges")
     if notes:
-        ax.text(0.0, -0.01, "\n".join(notes), transform=ax.transAxes, fontsize=7, color="0.35", va="top")
+        ax.text(
+            0.0,
+            -0.01,
+            "\n".join(notes),
+            transform=ax.transAxes,
+            fontsize=7,
+            color="0.35",
+            va="top",
+            parse_math=False,
+        )
     ax.legend(
         frameon=False,
         fontsize=8,
@@ -193,6 +203,102 @@ def layered_graph(
     ax.margins(x=0.08, y=0.06)
     ax.set_axis_off()
     return ax
+
+
+def pathway_activations(
+    activations: Mapping[str, Any],
+    pathways: Mapping[str, Sequence[str]],
+    *,
+    conditions: Sequence[str] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Activation of function nodes (rows, grouped by pathway) in samples (columns).
+
+    A row is the node's first principal component over samples, of its C channels, in units of its standard
+    deviation. The sign of a component means nothing; here it is the one that goes with the rows above it
+    in the same pathway. So rows of one pathway that look alike vary together, whatever their channels do.
+
+    Args:
+        activations: name -> (B, C), as :meth:`gsnn.models.GSNN.GSNN.get_node_activations` returns them.
+        pathways: name -> its nodes. A node in two pathways is drawn twice; nodes in none come last.
+        conditions: one label a sample; samples of a label are put side by side and named.
+        ax: where to draw.
+
+    Raises:
+        ValueError: no pathway; a pathway without a node, or with one that has no activation; a number of
+            labels that is not B.
+    """
+    if not pathways:
+        raise ValueError("pathways must hold at least one pathway, got none")
+    values = {name: np.asarray(value, float) for name, value in activations.items()}
+    groups = {name: list(members) for name, members in pathways.items()}
+    for name, members in groups.items():
+        unknown = [node for node in members if node not in values]
+        if unknown or not members:
+            got = some_names(unknown) if unknown else "none"
+            raise ValueError(f"pathways[{name!r}] must name nodes that have activations, got {got}")
+    inside = {node for members in groups.values() for node in members}
+    rest = [node for node in values if node not in inside]
+    if rest:
+        groups["in none"] = rest
+    n_samples = len(next(iter(values.values())))
+    if conditions is not None and len(conditions) != n_samples:
+        raise ValueError(f"conditions must hold {n_samples} labels, one a sample, got {len(conditions)}")
+    labels = np.asarray(conditions if conditions is not None else [""] * n_samples, dtype=str)
+    kinds = list(dict.fromkeys(labels.tolist()))
+    order = np.argsort([kinds.index(label) for label in labels.tolist()], kind="stable")
+
+    rows: list[np.ndarray] = []
+    for members in groups.values():
+        block: list[np.ndarray] = []
+        for node in members:
+            row = _component(values[node].reshape(n_samples, -1))
+            block.append(-row if block and row @ np.sum(block, axis=0) < 0 else row)
+        rows += block
+    nodes = [node for members in groups.values() for node in members]
+    ax = _axes(ax, (7.0, float(np.clip(1.4 + 0.17 * len(rows), 2.8, 16.0))))
+    image = ax.imshow(
+        np.array(rows)[:, order], aspect="auto", cmap="PuOr_r", vmin=-2.5, vmax=2.5, interpolation="nearest"
+    )
+    label = "activation (standard deviations)"
+    ax.figure.colorbar(image, ax=ax, label=label, extend="both", location="bottom", shrink=0.5, aspect=30)
+    for start, end, name in _spans([name for name, members in groups.items() for _ in members]):
+        ax.axhline(start - 0.5, color="black", lw=1.0)
+        middle = (start + end - 1) / 2
+        where = ax.get_yaxis_transform()
+        ax.text(1.01, middle, name, transform=where, ha="left", va="center", parse_math=False)
+    ax.set_yticks(range(len(rows)) if len(rows) <= 60 else [])
+    if len(rows) <= 60:
+        ax.set_yticklabels(nodes, fontsize=7, parse_math=False)
+    if conditions is None:
+        ax.set_xlabel("samples")
+    else:
+        spans = _spans(labels[order].tolist())
+        for start, _, _ in spans[1:]:
+            ax.axvline(start - 0.5, color="black", lw=0.6)
+        ax.set_xticks(
+            [(start + end - 1) / 2 for start, end, _ in spans], [name for *_, name in spans], parse_math=False
+        )
+        ax.tick_params("x", length=0)
+        if sum(len(name) + 2 for *_, name in spans) > 70:
+            ax.tick_params("x", rotation=90)
+    return ax
+
+
+def _spans(names: Sequence[str]) -> list[tuple[int, int, str]]:
+    """(start, end, name) of each run of equal names."""
+    starts = [k for k, name in enumerate(names) if k == 0 or name != names[k - 1]]
+    return [(s, e, names[s]) for s, e in zip(starts, [*starts[1:], len(names)], strict=True)]
+
+
+def _component(x: np.ndarray) -> np.ndarray:
+    """First principal component of x (B, C) over the rows, standardised, (B,); zeros for constant columns."""
+    x = x - x.mean(0)
+    left, size, right = np.linalg.svd(x, full_matrices=False)
+    if not size[0] > 1e-12 * max(1.0, float(np.abs(x).max())):
+        return np.zeros(len(x))
+    sign = 1.0 if right[0].sum() >= 0 else -1.0
+    return sign * left[:, 0] * np.sqrt(len(x))
 
 
 def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
@@ -239,117 +345,3 @@ def _arrow(
             zorder=z,
         )
     )
-
-
-def _nodes_and_edges(graph: HeteroGraph) -> tuple[list[Node], list[tuple[Node, Node]]]:
-    names = graph.node_names_dict
-    nodes = [(kind, name) for kind in ("input", "function", "output") for name in names[kind]]
-    edges = []
-    for (source, _, target), index in graph.edge_index_dict.items():
-        for i, j in index.t().tolist():
-            edges.append(((source, names[source][i]), (target, names[target][j])))
-    return nodes, [(a, b) for a, b in edges if a != b]
-
-
-def _busy_inputs(nodes: list[Node], edges: list[tuple[Node, Node]]) -> set[Node]:
-    functions = sum(kind == "function" for kind, _ in nodes)
-    fed: dict[Node, int] = {}
-    for source, _ in edges:
-        if source[0] == "input":
-            fed[source] = fed.get(source, 0) + 1
-    return {node for node, n in fed.items() if functions >= 10 and n > functions / 2}
-
-
-def _surroundings(
-    nodes: list[Node], edges: list[tuple[Node, Node]], coloured: Sequence[Edge], most: int
-) -> tuple[list[Node], list[tuple[Node, Node]]]:
-    """Ends of the coloured edges, then their neighbours, nearest first, up to ``most`` nodes."""
-    near: dict[Node, list[Node]] = {}
-    for a, b in edges:
-        near.setdefault(a, []).append(b)
-        near.setdefault(b, []).append(a)
-    ends = [("function", n) for edge in coloured for n in edge] or nodes[:1]
-    chosen = dict.fromkeys(ends[:most])
-    ring = list(chosen)
-    while ring and len(chosen) < most:
-        ring = list(dict.fromkeys(m for n in ring for m in near.get(n, ()) if m not in chosen))
-        chosen.update(dict.fromkeys(ring[: most - len(chosen)]))
-    return [n for n in nodes if n in chosen], [(a, b) for a, b in edges if a in chosen and b in chosen]
-
-
-def _depths(functions: Sequence[Node], edges: Iterable[tuple[Node, Node]]) -> dict[Node, int]:
-    """Longest path from a node without parents, after dropping the edges that close a cycle."""
-    children: dict[Node, list[Node]] = {n: [] for n in functions}
-    fed = set()
-    for a, b in edges:
-        if a in children and b in children:
-            children[a].append(b)
-            fed.add(b)
-    done: list[Node] = []
-    forward: dict[Node, list[Node]] = {n: [] for n in functions}
-    state: dict[Node, int] = {}  # 1 while on the stack, 2 when finished
-    for root in sorted(functions, key=lambda n: n in fed):
-        if root in state:
-            continue
-        state[root] = 1
-        stack = [(root, iter(children[root]))]
-        while stack:
-            node, rest = stack[-1]
-            child = next(rest, None)
-            if child is None:
-                state[node] = 2
-                done.append(node)
-                stack.pop()
-            elif state.get(child) != 1:
-                forward[node].append(child)
-                if child not in state:
-                    state[child] = 1
-                    stack.append((child, iter(children[child])))
-    depth = dict.fromkeys(functions, 0)
-    for node in reversed(done):
-        for child in forward[node]:
-            depth[child] = max(depth[child], depth[node] + 1)
-    for node in functions:  # a source stands just before what it feeds
-        if node not in fed and forward[node]:
-            depth[node] = min(depth[child] for child in forward[node]) - 1
-    return depth
-
-
-def _layout(nodes: Sequence[Node], edges: Sequence[tuple[Node, Node]]) -> dict[Node, tuple[float, float]]:
-    """Columns by depth; within a column by the mean height of the neighbours (Sugiyama et al. 1981)."""
-    functions = [n for n in nodes if n[0] == "function"]
-    depth = _depths(functions, edges)
-    last = max(depth.values(), default=0) + 2
-    column = {n: {"input": 0, "output": last}.get(n[0], depth.get(n, 0) + 1) for n in nodes}
-    members: dict[int, list[Node]] = {}
-    for node in nodes:
-        members.setdefault(column[node], []).append(node)
-    near: dict[Node, list[Node]] = {n: [] for n in nodes}
-    for a, b in edges:
-        near[a].append(b)
-        near[b].append(a)
-    height: dict[Node, float] = {}
-
-    def spread(x: int) -> None:
-        for i, node in enumerate(members[x]):
-            height[node] = (len(members[x]) - 1) / 2 - i
-
-    for x in members:
-        spread(x)
-    order = sorted(members)
-    for sweep in range(8):
-        for x in order if sweep % 2 == 0 else order[::-1]:
-            mean: Mapping[Node, float] = {
-                n: float(np.mean([height[m] for m in near[n]])) if near[n] else height[n] for n in members[x]
-            }
-            members[x].sort(key=lambda n: -mean[n])
-            spread(x)
-    # Short columns use the height of the tall ones, and neighbours are staggered so that labels fit.
-    tall = max(len(m) for m in members.values())
-    place = {}
-    for x, column_nodes in members.items():
-        stretch = min(2.5, (tall - 1) / (len(column_nodes) - 1)) if len(column_nodes) > 1 else 1.0
-        for node in column_nodes:
-            shift = 0.25 if 0 < x < last and x % 2 else 0.0
-            place[node] = (float(x), height[node] * stretch + shift)
-    return place

@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from gsnn import io
 from gsnn.compare import METHODS, Array
 from gsnn.graph import EDGE_TYPES
 from gsnn.models.GSNN import GSNN
+from gsnn.report_html import html_report
 from gsnn.tables import Data
 
 
@@ -70,10 +71,13 @@ def write(
     predictions: pd.DataFrame,
     model: GSNN,
     figures: Mapping[str, Callable[[], Any]],
+    warnings: Sequence[str] = (),
+    held_out: Sequence[tuple[str, str]] = (),
 ) -> None:
     """Write every file of a run beside ``out`` and then move it there; ``metrics.json`` comes last.
 
-    ``figures`` names the pictures; each function draws one in a new pyplot figure.
+    ``figures`` names the pictures; each function draws one in a new pyplot figure. ``warnings`` and
+    ``held_out`` are for ``report.html``, see :func:`gsnn.report_html.html_report`.
     """
     import matplotlib.pyplot as plt
 
@@ -87,6 +91,9 @@ def write(
             draw()
             plt.savefig(build / "figures" / f"{name}.png", dpi=150)
             plt.close()
+        pictures = {name: (build / "figures" / f"{name}.png").read_bytes() for name in figures}
+        text = html_report(metrics, edges, pictures, warnings=warnings, held_out=held_out)
+        (build / "report.html").write_text(text, encoding="utf-8")
         last = build / "metrics.json"
         last.write_text(json.dumps(_plain(metrics), indent=2, allow_nan=False) + "\n")
         (out / "figures").mkdir(parents=True, exist_ok=True)

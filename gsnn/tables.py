@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import gzip
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -29,7 +30,7 @@ class Data:
     ``x`` (samples x input nodes) and ``y`` (samples x output nodes, NaN = not measured) have the same
     rows, in order of the sample names, and the columns of the graph, in its order; so nothing that
     follows depends on how the files were ordered. ``order`` holds the samples as X had them, ``groups``
-    one label per row or None.
+    one label per row or None, ``warnings`` what the checks had to say.
     """
 
     graph: HeteroGraph
@@ -37,6 +38,7 @@ class Data:
     y: pd.DataFrame
     order: pd.Index
     groups: pd.Series | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def load_data(
@@ -72,10 +74,11 @@ def load_data(
             raise FileNotFoundError(f"no file {path}")
     xs, ys = read_table(x), read_table(y)
     header, _ = _lines(edges)
-    if "etype" in header or nodes is not None:
-        graph = HeteroGraph.from_tsv(edges, nodes)
-    else:
-        graph = _untyped_graph(edges, str(x), xs, str(y), ys)
+    with _overheard() as said:
+        if "etype" in header or nodes is not None:
+            graph = HeteroGraph.from_tsv(edges, nodes)
+        else:
+            graph = _untyped_graph(edges, str(x), xs, str(y), ys)
     xs = select_columns(xs, list(graph.node_names_dict["input"]), "input", str(x))
     ys = select_columns(ys, list(graph.node_names_dict["output"]), "output", str(y))
     for a, path_a, b, path_b in ((xs, str(x), ys, str(y)), (ys, str(y), xs, str(x))):
@@ -88,7 +91,21 @@ def load_data(
     xs, ys = xs.sort_index(), ys.sort_index()
     check_values(xs, ys, str(x), str(y))
     labels = None if groups is None else _read_groups(groups, group_column, xs.index, str(x))
-    return Data(graph, xs, ys, order, labels)
+    return Data(graph, xs, ys, order, labels, tuple(said))
+
+
+@contextmanager
+def _overheard() -> Iterator[list[str]]:
+    """The texts of the warnings given inside, which are then given as they would have been."""
+    said: list[str] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield said
+    finally:
+        said += [str(w.message) for w in caught]
+        for w in caught:
+            warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
 
 
 def _untyped_graph(

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import operator
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,13 +19,27 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from gsnn.arrays import Scaling, as_pair, as_table, is_frame, node_names, scaling_of, set_scaling
+from gsnn.arrays import (
+    Prepared,
+    Scaling,
+    Survey,
+    as_pair,
+    as_rows,
+    node_names,
+    prepared,
+    sample_names,
+    scaling_of,
+    set_scaling,
+)
+from gsnn.checkpoint import FitCheckpoint, Progress, describe_model, describe_versions
 from gsnn.functional.modes import evaluation_mode, modes_kept
 from gsnn.graph import some_names
+from gsnn.rows import Rows
 
 if TYPE_CHECKING:
     import pandas as pd
 
+Table = Prepared | torch.Tensor
 Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 SCHEDULES = ("cosine", "constant")
@@ -73,11 +89,17 @@ def fit(
     seed: int | None = None,
     device: torch.device | str | None = None,
     verbose: bool | str = True,
+    checkpoint_path: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 1,
 ) -> History:
     """Train ``model`` in place on x (B, N_in) and y (B, N_out).
 
-    x and y are arrays, tensors or DataFrames. DataFrame columns are matched by name with the model's
-    input and output nodes, in any order; two DataFrames are also matched by their row index.
+    x and y are arrays, tensors, DataFrames, memory maps, scipy sparse matrices, HDF5 datasets or AnnData
+    (their ``X``), in any combination. Columns of DataFrames and AnnData (``var_names``) are matched by name
+    with the model's input and output nodes, in any order; where both tables name their samples, rows are
+    too. Memory maps, sparse matrices, HDF5 and AnnData, also on disk, are never loaded or made dense as a
+    whole: one pass checks them before training, then each batch reads its rows. Only predictions for the
+    validation data and its targets are held at once. Zeros that a sparse matrix leaves out are zeros.
     NaN in y means "not measured" and takes no part in the loss; rows of y without any value are left
     out. Batches are drawn anew every epoch and differ by at most one sample in size.
 
@@ -100,17 +122,36 @@ def fit(
             random state alone. Without it everything follows torch's global state.
         device: moves the model there first (and leaves it there); by default the model's own device.
         verbose: show a progress bar; a text labels it.
+        checkpoint_path: a file that keeps the state after finished epochs. Where it is there already, the
+            fit goes on from it: the same call in a new process gives, on the same kind of machine and
+            number of threads, bit for bit what it would have given uninterrupted. Needs a ``seed``. The
+            file stays after the last epoch, so that a script of several fits, started again, passes over
+            those that are finished; delete it to train anew. It belongs to the settings, data, graph and
+            initial weights it was written for (build the model after ``torch.manual_seed``); of ``crit``
+            only the name is compared.
+        checkpoint_every: write it after every so many epochs, and after the last.
 
     Returns:
         A :class:`History`.
 
     Raises:
         ValueError: wrong shapes, missing or unknown columns, NaN or infinite x, infinite y, an output
-            without a single measured value, options out of range.
+            without a single measured value, options out of range; a checkpoint that is damaged or belongs
+            to another run.
+        FileNotFoundError: the folder of ``checkpoint_path`` is not there.
         FloatingPointError: the loss became NaN or infinite. The weights of the best epoch so far (by
-            validation loss; the initial ones where there is none) are put back first.
+            validation loss; the initial ones where there is none) are put back first, and the checkpoint is
+            deleted.
     """
     _check_options(epochs, batch_size, lr, weight_decay, patience, schedule, validation, restore_best)
+    _check_positive_int("checkpoint_every", checkpoint_every)
+    if checkpoint_path is not None:
+        if seed is None:
+            raise ValueError(
+                "checkpoint_path needs a seed, as an unseeded fit cannot be repeated, got seed=None"
+            )
+        if not os.path.isdir(os.path.dirname(os.path.abspath(checkpoint_path))):
+            raise FileNotFoundError(f"checkpoint_path must be in a folder that exists, got {checkpoint_path}")
     if device is not None:
         model.to(device)
     params = [p for p in model.parameters() if p.requires_grad]
@@ -120,92 +161,124 @@ def fit(
     crit = torch.nn.functional.mse_loss if crit is None else crit
 
     xs, ys = as_pair(model, x, y, "x", "y")
+    seed = None if seed is None else operator.index(seed)
     rng = torch.Generator()
     rng.manual_seed(int(torch.randint(2**62, ()).item()) if seed is None else seed)
-    val: tuple[torch.Tensor, torch.Tensor] | None = None
+    aside: tuple[Rows, Rows] | None = None
     if isinstance(validation, tuple):
-        val = as_pair(model, *validation, "x_val", "y_val")
+        aside = as_pair(model, *validation, "x_val", "y_val")
     elif validation is not None:
         n_val = max(1, round(validation * len(xs)))
         if n_val >= len(xs):
             raise ValueError(f"validation={validation} leaves no sample of {len(xs)} to train on")
         order = torch.randperm(len(xs), generator=rng)
         held, rest = order[:n_val].sort().values, order[n_val:].sort().values
-        val = xs[held], ys[held]
-        xs, ys = xs[rest], ys[rest]
-    _check_measured(model, ys)
-    if val is not None and bool(val[1].isnan().all()):
+        aside = xs.take(held), ys.take(held)
+        xs, ys = xs.take(rest), ys.take(rest)
+    look = {"checksum": checkpoint_path is not None}
+    of_x, of_y = (Survey.of(table, moments=standardize is True, **look) for table in (xs, ys))
+    _check_measured(model, of_y)
+    of_val = () if aside is None else tuple(Survey.of(table, **look) for table in aside)
+    if of_val and not bool(of_val[1].filled.any()):
         raise ValueError("validation data must have at least one measured target, got only NaN")
 
-    scaling = Scaling.of(xs, ys) if standardize is True else (standardize or None)
-    set_scaling(model, scaling)
+    scaling = Scaling.of_columns(of_x.columns, of_y.columns) if standardize is True else standardize or None
 
-    def prepare(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        keep = ~y.isnan().all(1)
-        x, y = x[keep], y[keep]
-        if scaling is not None:
-            x, y = scaling.scale_x(x), scaling.scale_y(y)
-        return x.to(device, dtype), y.to(device, dtype)
+    def prepare(x: Rows, y: Rows, filled: torch.Tensor) -> tuple[Table, Table]:
+        if not bool(filled.all()):
+            x, y = x.take(filled.nonzero()[:, 0]), y.take(filled.nonzero()[:, 0])
+        return (
+            prepared(x, None if scaling is None else scaling.scale_x, device, dtype),
+            prepared(y, None if scaling is None else scaling.scale_y, device, dtype),
+        )
 
-    xs, ys = prepare(xs, ys)
-    val = None if val is None else prepare(*val)
-    gaps = bool(ys.isnan().any())
-    n_batches = math.ceil(len(xs) / batch_size)
+    x_train, y_train = prepare(xs, ys, of_y.filled)
+    val = None if aside is None else prepare(*aside, of_val[1].filled)
+    n_batches = math.ceil(len(x_train) / batch_size)
     n_steps = epochs * n_batches
     opt = torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay, fused=device.type in ("cpu", "cuda"))
-
-    train_loss: list[float] = []
-    val_loss: list[float] = []
-    rates: list[float] = []
-    best, best_epoch, best_loss = _snapshot(model), 0, math.inf
-    stopped = False
-    with modes_kept(model), _seeded(seed, device), _bar(epochs, verbose) as bar:
-        for epoch in range(1, epochs + 1):
-            model.train()
-            order = torch.randperm(len(xs), generator=rng).to(device)
-            total, count = torch.zeros((), device=device, dtype=torch.float64), 0
-            rates.append(_rate(lr, schedule, (epoch - 1) * n_batches, n_steps))
-            for b, rows in enumerate(torch.tensor_split(order, n_batches)):
-                for group in opt.param_groups:
-                    group["lr"] = _rate(lr, schedule, (epoch - 1) * n_batches + b, n_steps)
-                loss = _loss(crit, model(xs[rows]), ys[rows], gaps)
+    checkpoint = None
+    if checkpoint_path is not None:
+        settings = {
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "patience": patience,
+            "crit": getattr(crit, "__qualname__", type(crit).__qualname__),
+            "schedule": schedule,
+            "standardize": standardize if isinstance(standardize, bool) else repr(standardize),
+            "restore_best": restore_best,
+            "validation": "given" if isinstance(validation, tuple) else validation,
+            "seed": seed,
+            "device": device.type,
+        }
+        sums = zip(("x", "y", "x_val", "y_val"), (of_x, of_y, *of_val), strict=False)
+        data = {name: survey.checksum for name, survey in sums}
+        plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in settings.items()}
+        run = {**describe_versions(), **plain, **data, **describe_model(model)}
+        checkpoint = FitCheckpoint(checkpoint_path, run)
+    done = Progress(_snapshot(model))
+    with modes_kept(model), _seeded(seed, device):
+        if checkpoint is not None:
+            checkpoint.resume(model, opt, rng, done)
+        set_scaling(model, scaling)
+        with _bar(epochs, verbose, done.epoch) as bar:
+            while done.epoch < epochs and not _stops(done, patience):
+                model.train()
+                first = done.epoch * n_batches
+                order = torch.randperm(len(x_train), generator=rng).to(device)
+                total, count = torch.zeros((), device=device, dtype=torch.float64), 0
+                for b, rows in enumerate(torch.tensor_split(order, n_batches)):
+                    for group in opt.param_groups:
+                        group["lr"] = _rate(lr, schedule, first + b, n_steps)
+                    loss = _loss(crit, model(x_train[rows]), y_train[rows], of_y.gaps)
+                    opt.zero_grad(set_to_none=True)
+                    loss.backward()
+                    opt.step()
+                    total += loss.detach().double() * len(rows)
+                    count += len(rows)
                 opt.zero_grad(set_to_none=True)
-                loss.backward()
-                opt.step()
-                total += loss.detach().double() * len(rows)
-                count += len(rows)
-            train_loss.append(float(total) / count)
-            val_loss.append(math.nan if val is None else _evaluate(model, crit, *val, batch_size))
-            opt.zero_grad(set_to_none=True)
-            if not math.isfinite(train_loss[-1]) or (val is not None and not math.isfinite(val_loss[-1])):
-                model.load_state_dict(best)
-                back = f"the weights of epoch {best_epoch}" if best_epoch else "the initial weights"
-                raise FloatingPointError(
-                    f"the loss became {train_loss[-1]:g} in epoch {epoch} of {epochs}; {back} were put back. "
-                    f"A lower lr (now {lr:g}) or another norm usually helps"
-                )
-            bar.update()
-            shown = {"train": f"{train_loss[-1]:.4g}"} | (
-                {} if val is None else {"val": f"{val_loss[-1]:.4g}"}
-            )
-            bar.set_postfix(shown, refresh=False)
-            if val is not None and val_loss[-1] < best_loss:
-                best, best_epoch, best_loss = _snapshot(model), epoch, val_loss[-1]
-            elif patience is not None and epoch - best_epoch >= patience:
-                stopped = True
-                break
-    if val is None or not restore_best:
-        best_epoch = len(train_loss)
-    else:
-        model.load_state_dict(best)
-    return History(tuple(train_loss), tuple(val_loss), tuple(rates), best_epoch, stopped)
+                done.train_loss.append(float(total) / count)
+                done.val_loss.append(math.nan if val is None else _evaluate(model, crit, *val, batch_size))
+                done.lr.append(_rate(lr, schedule, first, n_steps))
+                losses = {"train": done.train_loss[-1]} | ({} if val is None else {"val": done.val_loss[-1]})
+                if not all(map(math.isfinite, losses.values())):
+                    model.load_state_dict(done.best)
+                    if checkpoint is not None:
+                        checkpoint.discard()
+                    back = (
+                        f"the weights of epoch {done.best_epoch}"
+                        if done.best_epoch
+                        else "the initial weights"
+                    )
+                    raise FloatingPointError(
+                        f"the loss became {losses['train']:g} in epoch {done.epoch} of {epochs}; {back} were "
+                        f"put back. A lower lr (now {lr:g}) or another norm usually helps"
+                    )
+                if val is not None and losses["val"] < done.best_loss:
+                    done.best, done.best_epoch = _snapshot(model), done.epoch
+                if checkpoint is not None and (
+                    done.epoch % checkpoint_every == 0 or done.epoch == epochs or _stops(done, patience)
+                ):
+                    checkpoint.save(model, opt, rng, done)
+                bar.update()
+                bar.set_postfix({name: f"{loss:.4g}" for name, loss in losses.items()}, refresh=False)
+    best_epoch = done.epoch
+    if val is not None and restore_best:
+        best_epoch = done.best_epoch
+        model.load_state_dict(done.best)
+    return History(
+        tuple(done.train_loss), tuple(done.val_loss), tuple(done.lr), best_epoch, _stops(done, patience)
+    )
 
 
 def predict(model: torch.nn.Module, x: Any, *, batch_size: int = 1024) -> Any:
     """Predictions (B, N_out) for x (B, N_in), in eval mode, without gradients.
 
-    A DataFrame is matched by column name and gives a DataFrame with the same index and one column
-    per output node; an array or tensor gives a numpy array. Where the model carries a scaling (see
+    x is anything that ``fit`` takes. A DataFrame or AnnData is matched by column name and gives a DataFrame
+    with its index (``obs_names``) and one column per output node; anything else gives a numpy array. Memory
+    maps, sparse matrices, HDF5 and AnnData are read batch by batch. Where the model carries a scaling (see
     ``fit(standardize=True)``) x and the predictions are in the original units. The model's mode is
     left as it was.
 
@@ -213,28 +286,33 @@ def predict(model: torch.nn.Module, x: Any, *, batch_size: int = 1024) -> Any:
         ValueError: wrong width, missing or unknown columns, NaN or infinite x.
     """
     _check_positive_int("batch_size", batch_size)
-    xs = as_table(model, x, "input", "x")
+    xs = as_rows(model, x, "input", "x")
     param = next(model.parameters())
     scaling = scaling_of(model)
-    if scaling is not None:
-        xs = scaling.scale_x(xs)
+    ready = Prepared(xs, None if scaling is None else scaling.scale_x, param.device, param.dtype)
     parts = []
     with evaluation_mode(model), torch.no_grad():
-        for rows in torch.split(xs, batch_size):
-            parts.append(model(rows.to(param.device, param.dtype)).to("cpu"))
+        for start in range(0, len(ready), batch_size):
+            parts.append(model(ready[start : start + batch_size]).to("cpu"))
     yhat = torch.cat(parts) if parts else torch.zeros(0, len(node_names(model, "output")), dtype=param.dtype)
     if scaling is not None:
         yhat = scaling.unscale_y(yhat)
     out = (yhat.float() if yhat.dtype == torch.bfloat16 else yhat).numpy()
-    if not is_frame(x):
+    samples = sample_names(x)
+    if samples is None:
         return out
     import pandas as pd
 
-    return pd.DataFrame(out, index=x.index, columns=node_names(model, "output"))
+    return pd.DataFrame(out, index=samples, columns=node_names(model, "output"))
 
 
-def _bar(epochs: int, verbose: bool | str) -> tqdm:
-    return tqdm(total=epochs, disable=not verbose, desc=verbose if isinstance(verbose, str) else None)
+def _stops(done: Progress, patience: int | None) -> bool:
+    return patience is not None and done.epoch - done.best_epoch >= patience
+
+
+def _bar(epochs: int, verbose: bool | str, done: int) -> tqdm:
+    desc = verbose if isinstance(verbose, str) else None
+    return tqdm(total=epochs, initial=done, disable=not verbose, desc=desc)
 
 
 def _rate(lr: float, schedule: str, step: int, n_steps: int) -> float:
@@ -248,14 +326,13 @@ def _loss(crit: Criterion, yhat: torch.Tensor, y: torch.Tensor, gaps: bool) -> t
     return crit(yhat[measured], y[measured])
 
 
-def _evaluate(
-    model: torch.nn.Module, crit: Criterion, x: torch.Tensor, y: torch.Tensor, batch_size: int
-) -> float:
+def _evaluate(model: torch.nn.Module, crit: Criterion, x: Table, y: Table, batch_size: int) -> float:
     """Loss over all of (x, y) at once, so that it does not depend on how batches are cut."""
     model.eval()
     with torch.no_grad():
-        yhat = torch.cat([model(rows) for rows in torch.split(x, batch_size)])
-        return float(_loss(crit, yhat, y, bool(y.isnan().any())))
+        yhat = torch.cat([model(x[i : i + batch_size]) for i in range(0, len(x), batch_size)])
+        measured = y[:]
+        return float(_loss(crit, yhat, measured, bool(measured.isnan().any())))
 
 
 def _snapshot(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -273,10 +350,10 @@ def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _check_measured(model: torch.nn.Module, y: torch.Tensor) -> None:
-    empty = y.isnan().all(0)
-    if bool(empty.any()):
-        names = [n for n, e in zip(node_names(model, "output"), empty.tolist(), strict=True) if e]
+def _check_measured(model: torch.nn.Module, y: Survey) -> None:
+    if not bool(y.measured.all()):
+        seen = zip(node_names(model, "output"), y.measured.tolist(), strict=True)
+        names = [name for name, measured in seen if not measured]
         raise ValueError(f"y has no measured value to train on for {some_names(names)}")
 
 

@@ -6,28 +6,28 @@ samples; the magnitude edge inferer ranks the function -> function edges that th
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import dijkstra
 
 from gsnn import io, plot
 from gsnn.arrays import scaling_of
+from gsnn.checkpoint import RunFolder, describe_versions, graph_checksum, table_checksum, text_checksum
 from gsnn.compare import METHODS, Array, Split, baseline, make_splits, scores
 from gsnn.graph import EDGE_TYPES, HeteroGraph
 from gsnn.models.GSNN import GSNN
 from gsnn.optim.MagnitudeEdgeInferer import MagnitudeEdgeInferer
 from gsnn.report import describe, long_predictions, write
+from gsnn.settings import Options, new_model, settle
 from gsnn.simulate.scenarios import Scenario, converging_tiers
 from gsnn.tables import Data, load_data
 from gsnn.train import History, fit, predict
@@ -44,31 +44,6 @@ CAUTION = (
 
 _SHARED_WORK = 2**19  # edges x channels x samples of a step from which a second thread pays
 _MOST_EDGES = 100_000  # rows of edges.csv; the pairs of 2,000 function nodes would be 4 million
-
-
-@dataclass(frozen=True)
-class Options:
-    """Settings of a run. ``layers`` and ``epochs`` follow from graph and data where they are None."""
-
-    folds: int = 5
-    seed: int = 0
-    channels: int = 8
-    layers: int | None = None
-    norm: str = "groupbatch"
-    dropout: float = 0.2
-    lr: float = 3e-3
-    epochs: int | None = None
-    weight_decay: float = 1e-2
-    batch_size: int = 64
-    top: int = 15
-    device: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.folds != 0 and self.folds < 2:
-            raise ValueError(f"folds must be 0 (one split) or at least 2, got {self.folds}")
-        for name in ("batch_size", "top"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be a positive int, got {getattr(self, name)}")
 
 
 #: Gentler than the default: a network trained for long works around its missing edges. Chosen on seeds 0 and
@@ -94,59 +69,74 @@ def run(
     options: Options,
     *,
     force: bool = False,
+    fresh: bool = False,
     verbose: bool = True,
     held_out: Sequence[tuple[str, str]] = (),
 ) -> Result:
     """The whole job; writes ``out`` at the end, file by file, each in one step.
 
-    Files: ``metrics.json`` (last, so that its presence means that all are there), ``edges.csv``,
-    ``predictions.csv``, ``model.safetensors``, ``figures/*.png``.
+    Files: ``metrics.json`` (last, so that its presence means that all are there), ``report.html``,
+    ``edges.csv``, ``predictions.csv``, ``model.safetensors``, ``figures/*.png``.
+
+    Until then ``out`` holds a folder ``.checkpoint`` with finished folds and the state of the fit that is
+    running. After an interruption the same call goes on from there and gives the result that the
+    uninterrupted run would have given, bit for bit on the same machine.
 
     Args:
         force: write into a folder that is not empty. Files of the same names are replaced, others stay.
-        held_out: missing edges that are known to be true, as in a simulation; only the figure shows them.
+        fresh: forget what an interrupted run has left in ``out``, and begin anew.
+        held_out: missing edges that are known to be true, as in a simulation; figure and report show them.
 
     Raises:
         FileExistsError: ``out`` is a file, or a folder that is not empty.
-        ValueError: options that do not fit the data.
+        ValueError: options that do not fit the data; an interrupted run with other settings, data or
+            versions is in ``out``.
     """
-    out = check_out(out, force)
+    out = check_out(out, force, fresh)
     start = time.perf_counter()
     options = settle(data, options)
     out.mkdir(parents=True, exist_ok=True)
+    unfinished = RunFolder(out)
     splits = make_splits(data.y, data.groups, options.folds, options.seed)
-    with threads_for(data, options):
-        yhat, fold, histories = cross_validate(data, options, splits, verbose=verbose)
-        model = new_model(data, options, options.seed)
-        everything = np.arange(len(data.x))
-        final = train_one(model, data, options, everything, None, options.seed, verbose and "all samples")
-        edges = rank_edges(model, data, verbose=verbose)
-    metrics = {
-        **describe(data),
-        "settings": asdict(options),
-        **scores(data.y, splits, yhat),
-        "edges": {
-            "pairs": n_pairs(data.graph),
-            "listed": len(edges),
-            "how": SCORE,
-            "caution": CAUTION,
-        },
-        "seconds": round(time.perf_counter() - start, 1),
-    }
-    predictions = long_predictions(data, yhat, fold)
-    top = list(edges[["source", "target"]].head(options.top).itertuples(index=False, name=None))
-    write(
-        out,
-        metrics=metrics,
-        edges=edges,
-        predictions=predictions,
-        model=model,
-        figures={
-            "learning_curve": lambda: plot.learning_curve(histories, val_label="test fold"),
-            "predicted_vs_measured": lambda: plot.predicted_vs_measured(data.y, yhat["gsnn"]),
-            "top_edges": lambda: plot.layered_graph(data.graph, inferred=top, held_out=held_out),
-        },
-    )
+    with unfinished.working(identity(data, options), fresh):
+        with threads_for(data, options):
+            yhat, fold, histories = cross_validate(
+                data, options, splits, verbose=verbose, unfinished=unfinished
+            )
+            model = new_model(data, options, options.seed)
+            everything = np.arange(len(data.x))
+            label = verbose and "all samples"
+            state = unfinished.file("all")
+            final = train_one(model, data, options, everything, None, options.seed, label, state)
+            edges = rank_edges(model, data, verbose=verbose)
+        metrics = {
+            **describe(data),
+            "settings": asdict(options),
+            **scores(data.y, splits, yhat),
+            "edges": {
+                "pairs": n_pairs(data.graph),
+                "listed": len(edges),
+                "how": SCORE,
+                "caution": CAUTION,
+            },
+            "seconds": round(time.perf_counter() - start, 1),
+        }
+        predictions = long_predictions(data, yhat, fold)
+        top = list(edges[["source", "target"]].head(options.top).itertuples(index=False, name=None))
+        write(
+            out,
+            metrics=metrics,
+            edges=edges,
+            predictions=predictions,
+            model=model,
+            figures={
+                "learning_curve": lambda: plot.learning_curve(histories, val_label="test fold"),
+                "predicted_vs_measured": lambda: plot.predicted_vs_measured(data.y, yhat["gsnn"]),
+                "top_edges": lambda: plot.layered_graph(data.graph, inferred=top, held_out=held_out),
+            },
+            warnings=data.warnings,
+            held_out=held_out,
+        )
     return Result(metrics, edges, predictions, model, [*histories, final])
 
 
@@ -167,100 +157,84 @@ def threads_for(data: Data, options: Options) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def check_out(out: str | os.PathLike[str], force: bool) -> Path:
+def identity(data: Data, options: Options) -> dict[str, Any]:
+    """What the result of a run depends on: all settings but ``top``, the data, the versions."""
+    settings = asdict(options)
+    del settings["top"]
+    return {
+        **describe_versions(),
+        "scikit-learn": version("scikit-learn"),
+        **settings,
+        "graph": graph_checksum(data.graph),
+        "x": table_checksum(data.x),
+        "y": table_checksum(data.y),
+        "order of samples": text_checksum(repr(list(data.order))),
+        "groups": None if data.groups is None else table_checksum(data.groups.to_frame()),
+    }
+
+
+def check_out(out: str | os.PathLike[str], force: bool, fresh: bool = False) -> Path:
     """``out`` as a path that may be written to; see :func:`run`."""
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"out must be a folder, but {out} is a file")
-    if out.is_dir() and any(out.iterdir()) and not force:
+    unfinished = RunFolder(out)
+    going_on = unfinished.exists() and not fresh
+    if out.is_dir() and not (force or going_on) and any(p != unfinished.path for p in out.iterdir()):
         raise FileExistsError(f"{out} is not empty; choose another folder or use --force (force=True)")
     return out
 
 
-def settle(data: Data, options: Options) -> Options:
-    """``options`` with ``layers`` and ``epochs`` filled in and checked against the data."""
-    n = len(data.x)
-    if options.folds > n:
-        raise ValueError(f"folds must be at most the number of samples, {n}, got {options.folds}")
-    if data.groups is not None:
-        n_groups, needed = data.groups.nunique(), max(options.folds, 2)
-        if n_groups < needed:
-            raise ValueError(f"groups must have at least {needed} labels to split by, got {n_groups}")
-    if data.graph.edge_index_dict[EDGE_TYPES[0]].shape[1] == 0:
-        raise ValueError("the graph must have at least one function -> function edge, got none")
-    layers = default_layers(data.graph) if options.layers is None else options.layers
-    if layers < 2:
-        raise ValueError(f"layers must be at least 2, as edges are inferred between layers, got {layers}")
-    epochs = default_epochs(n, options.batch_size) if options.epochs is None else options.epochs
-    options = replace(options, layers=layers, epochs=epochs)
-    try:
-        new_model(data, options, options.seed).to(options.device)
-    except RuntimeError as err:
-        raise ValueError(f"device {options.device!r} cannot be used: {err}") from None
-    return options
-
-
-def default_layers(graph: HeteroGraph) -> int:
-    """Function nodes on the longest of the shortest paths from an input to an output, within 4 to 12.
-
-    Each layer carries a signal one hop, so that every connected pair can be heard.
-    """
-    names, index = graph.node_names_dict, graph.edge_index_dict
-    n, n_in = len(names["function"]), len(names["input"])
-    between, into, out_of = (index[etype].numpy() for etype in EDGE_TYPES)
-    rows = np.concatenate([between[0], into[0] + n])
-    columns = np.concatenate([between[1], into[1]])
-    hops = coo_array((np.ones(len(rows)), (rows, columns)), shape=(n + n_in, n + n_in)).tocsr()
-    distance = dijkstra(hops, unweighted=True, indices=np.arange(n, n + n_in))[:, :n]
-    to_output = np.full((n_in, len(names["output"])), np.inf)
-    np.minimum.at(to_output.T, out_of[1], distance[:, out_of[0]].T)
-    reached = to_output[np.isfinite(to_output)]
-    return int(np.clip(reached.max(initial=0), 4, 12))
-
-
-def default_epochs(n_samples: int, batch_size: int) -> int:
-    """About 2,000 steps, in 30 to 400 epochs."""
-    return int(np.clip(math.ceil(2000 / math.ceil(n_samples / batch_size)), 30, 400))
-
-
 def cross_validate(
-    data: Data, options: Options, splits: Sequence[Split], *, verbose: bool
+    data: Data,
+    options: Options,
+    splits: Sequence[Split],
+    *,
+    verbose: bool,
+    unfinished: RunFolder | None = None,
 ) -> tuple[dict[str, Array], np.ndarray, list[History]]:
     """Predictions (B, N_out) of each method for the rows it did not see, NaN where no fold tested a row.
 
     Also the fold (from 1) that tested each row, 0 for none, and the GSNN's histories. Their validation
-    loss is that of the test rows: watched, never acted upon.
+    loss is that of the test rows: watched, never acted upon. Folds that are finished in ``unfinished`` are
+    taken from there, and new ones are kept there.
     """
-    x, y = data.x.to_numpy(), data.y.to_numpy()
+    y = data.y.to_numpy()
     yhat = {method: np.full(y.shape, np.nan) for method in METHODS}
-    fold, histories = np.zeros(len(x), dtype=int), []
-    for number, (train, test) in enumerate(splits, 1):
-        fold[test] = number
-        yhat["mean"][test] = np.nanmean(y[train], axis=0)
-        label = f"fold {number} of {len(splits)}"
-        model = new_model(data, options, options.seed + number)
-        history = train_one(model, data, options, train, test, options.seed + number, verbose and label)
-        histories.append(history)
-        yhat["gsnn"][test] = predict(model, x[test])
-        for method in ("ridge", "mlp"):
-            yhat[method][test] = baseline(method, x[train], y[train], x[test], options.seed)
+    fold, histories = np.zeros(len(y), dtype=int), []
+    for number, split in enumerate(splits, 1):
+        name = f"fold{number}"
+        found = None if unfinished is None else unfinished.read(name)
+        if found is None:
+            label = verbose and f"fold {number} of {len(splits)}"
+            state = None if unfinished is None else unfinished.file(f"{name}-fit")
+            found = _one_fold(data, options, split, options.seed + number, label, state)
+            if unfinished is not None and state is not None:
+                unfinished.keep(name, found)
+                state.unlink()
+        train_loss, val_loss, lr = (tuple(values) for values in found["history"].tolist())
+        histories.append(History(train_loss, val_loss, lr, len(train_loss), False))
+        fold[split[1]] = number
+        for method in METHODS:
+            yhat[method][split[1]] = found[method].numpy()
     return yhat, fold, histories
 
 
-def new_model(data: Data, options: Options, seed: int) -> GSNN:
-    """An untrained GSNN on the graph of ``data``."""
-    assert options.layers is not None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return GSNN(
-            data.graph.edge_index_dict,
-            data.graph.node_names_dict,
-            channels=options.channels,
-            layers=options.layers,
-            dropout=options.dropout,
-            norm=options.norm,
-            share_layers=False,
-        )
+def _one_fold(
+    data: Data, options: Options, split: Split, seed: int, label: bool | str, state: Path | None
+) -> dict[str, torch.Tensor]:
+    """Predictions of each method for the test rows, and the GSNN's losses and learning rates (3, epochs)."""
+    train, test = split
+    x, y = data.x.to_numpy(), data.y.to_numpy()
+    model = new_model(data, options, seed)
+    history = train_one(model, data, options, train, test, seed, label, state)
+    found = {
+        "mean": np.tile(np.nanmean(y[train], axis=0), (len(test), 1)),
+        "gsnn": predict(model, x[test]),
+        **{m: baseline(m, x[train], y[train], x[test], options.seed) for m in ("ridge", "mlp")},
+        "history": np.array([history.train_loss, history.val_loss, history.lr]),
+    }
+    return {name: torch.tensor(values, dtype=torch.float64) for name, values in found.items()}
 
 
 def train_one(
@@ -271,8 +245,12 @@ def train_one(
     watch: np.ndarray | None,
     seed: int,
     verbose: bool | str,
+    state: Path | None = None,
 ) -> History:
-    """Fit to the rows ``train``; the loss on the rows ``watch`` is recorded, never acted upon."""
+    """Fit to the rows ``train``; the loss on the rows ``watch`` is recorded, never acted upon.
+
+    ``state`` is the file that an interrupted fit goes on from, written every twentieth of the epochs.
+    """
     assert options.epochs is not None
     x, y = data.x.to_numpy(), data.y.to_numpy()
     if watch is not None and np.isnan(y[watch]).all():
@@ -291,6 +269,8 @@ def train_one(
         seed=seed,
         device=options.device,
         verbose=verbose,
+        checkpoint_path=state,
+        checkpoint_every=max(1, options.epochs // 20),
     )
 
 
@@ -360,6 +340,7 @@ def demo(out: str | os.PathLike[str], options: Options | None = None, *, verbose
         folder,
         options,
         force=True,
+        fresh=True,
         verbose=verbose,
         held_out=held_out,
     )

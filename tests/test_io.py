@@ -139,16 +139,25 @@ def test_file_holds_no_pickle_and_is_plain_safetensors(path):
     assert json.loads(header["__metadata__"]["gsnn"])["config"]["nonlin"] == "ELU"
 
 
-def test_every_flipped_byte_is_noticed(path):
+@pytest.mark.parametrize("part", ["length", "header", "tensors"])
+def test_every_flipped_byte_is_noticed(path, part):
     io.save(small_model(), path)
     whole = path.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
     rng = np.random.default_rng(0)
-    for place in [0, 8, 20, len(whole) - 1, *rng.integers(0, len(whole), 40).tolist()]:
+    places = {
+        "length": range(8),
+        "header": [8, 20, start - 1, *rng.integers(8, start, 60)],
+        "tensors": [start, len(whole) - 1, *rng.integers(start, len(whole), 60)],
+    }[part]
+    for place in places:
         damaged = bytearray(whole)
-        damaged[place] ^= 1
+        damaged[place] ^= 1 << int(rng.integers(7))
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"truncated|damaged|no gsnn header|format version|checksum"):
             io.load(path)
+        with pytest.raises(ValueError, match=r"truncated|damaged|no gsnn header|format version|checksum"):
+            io.read_header(path)
 
 
 @pytest.mark.parametrize("keep", [0, 7, 100, 0.5, -1])
@@ -178,8 +187,96 @@ def test_changed_header_is_noticed(path):
 
 def test_other_format_version(path):
     io.save(small_model(), path)
-    rewrite(path, format_version=99)
-    with pytest.raises(ValueError, match=r"has format version 99, this gsnn .* reads version 1"):
+    rewrite(path, format_version=99, versions={"gsnn": "7.0"})
+    with pytest.raises(
+        ValueError, match=r"has format version 99, this gsnn .* reads version 1; it was written by gsnn 7\.0"
+    ):
+        io.load(path)
+    for strange in (None, "1", [1], 1.5):
+        rewrite(path, format_version=strange, versions=[1])
+        with pytest.raises(ValueError, match=r"has format version .* written by gsnn unknown"):
+            io.load(path)
+
+
+def forge(path, change=lambda header: None, tensors=lambda tensors: None):
+    """As somebody who also puts the checksum right, or as a later version that writes other things."""
+    state = load_file(path)
+    with io.safetensors.safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["gsnn"])
+    change(header)
+    tensors(state)
+    text = json.dumps(header)
+    save_file(state, path, {"gsnn": text, "sha256": io.checksum(text, state)})
+
+
+def test_a_forged_file_is_read_where_it_makes_sense(path):
+    model = small_model()
+    io.save(model, path)
+    forge(path, tensors=lambda state: state["ResBlocks.0.lin_in.values"].zero_())
+    assert not io.load(path).ResBlocks[0].lin_in.values.any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda h: h["config"].update(attention=True), "unknown arguments of GSNN: 'attention'"),
+        (lambda h: h["config"].update(norm="newest"), "norm must be one of"),
+        (lambda h: h["config"].update(channels="3"), "channels must be a positive int, got '3'"),
+        (
+            lambda h: h["config"].update(nonlin="Newest"),
+            "nonlinearity 'Newest', which torch.nn does not have",
+        ),
+        (lambda h: h["config"].update(nonlin=3), "nonlinearity 3"),
+        (lambda h: h.update(config=[1]), "config must be a dict, got list"),
+        (lambda h: h.update(config=None), "config must be a dict, got NoneType"),
+        (lambda h: h.update(dtype="float3"), "dtype must name a type of torch, got 'float3'"),
+        (lambda h: h.update(dtype="load"), "dtype must name a type of torch, got 'load'"),
+        (lambda h: h.update(dtype=[]), r"dtype must name a type of torch, got \[\]"),
+        (lambda h: h.update(node_names=3), "node_names"),
+        (lambda h: h["node_names"].update(function=["p"]), "function"),
+        (lambda h: h["edge_index"].update({"input->function": "ab"}), ""),
+        (lambda h: h["edge_index"].update({"a->b": [[0], [0]]}), "no 'a->b'"),
+        (lambda h: h.update(edge_index=[]), "edge_index must be a dict, got list"),
+        (lambda h: h.update(edge_weight={"input->function": [1.0]}), ""),
+        (lambda h: h["ties"].update(x="y"), "no 'y'"),
+        (lambda h: h.update(ties=None), "ties must be a dict, got NoneType"),
+        (lambda h: h.update(scaling={"x_mean": [0.0, 0.0]}), "no 'x_scale'"),
+        (lambda h: h.update(scaling=7), ""),
+    ]
+    + [
+        (lambda h, key=key: h.pop(key), f"no '{key}'")
+        for key in ("config", "dtype", "node_names", "edge_index", "edge_weight", "ties", "scaling")
+    ],
+)
+def test_headers_that_describe_no_model(path, change, message):
+    io.save(small_model(), path)
+    forge(path, change)
+    with pytest.raises(
+        ValueError, match=rf"does not describe a model that this gsnn .* written by .*{message}"
+    ):
+        io.load(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.pop("ResBlocks.0.lin_in.values"),
+        lambda state: state.update(more=torch.zeros(2)),
+        lambda state: state.update({"ResBlocks.0.lin_in.values": torch.zeros(1)}),
+    ],
+)
+def test_tensors_that_fit_no_model(path, change):
+    io.save(small_model(), path)
+    forge(path, tensors=change)
+    with pytest.raises(ValueError, match="does not describe a model .*(lin_in.values|more)"):
+        io.load(path)
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", "3", '"x"', "{}", "{", "[1, 2]"])
+def test_headers_that_are_no_json_object(path, text):
+    state = {"w": torch.zeros(2)}
+    save_file(state, path, {"gsnn": text, "sha256": io.checksum(text, state)})
+    with pytest.raises(ValueError, match="is damaged: its gsnn header cannot be read"):
         io.load(path)
 
 
@@ -187,9 +284,19 @@ def test_files_of_others(path, tmp_path):
     save_file({"w": torch.zeros(2)}, path)
     with pytest.raises(ValueError, match=r"not one that gsnn\.save wrote"):
         io.load(path)
-    path.write_bytes(b"hello")
-    with pytest.raises(ValueError, match="not a whole safetensors file"):
-        io.load(path)
+    torch.save(small_model().state_dict(), tmp_path / "pickle")
+    np.savez(tmp_path / "arrays.npz", a=np.zeros(3))
+    for content in (
+        b"",
+        b"hello",
+        b"a,b\n1,2\n" * 99,
+        b"\xff" * 500,
+        (tmp_path / "pickle").read_bytes(),
+        (tmp_path / "arrays.npz").read_bytes(),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="not a whole safetensors file .* another kind of file"):
+            io.load(path)
     with pytest.raises(FileNotFoundError, match="no model file at"):
         io.load(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match="no model file at"):

@@ -13,6 +13,7 @@ from matplotlib.patches import FancyArrowPatch
 
 from gsnn import plot
 from gsnn.graph import HeteroGraph
+from gsnn.graph_layout import depths, layout, nodes_and_edges
 from gsnn.train import History
 
 
@@ -98,8 +99,8 @@ def test_given_axes_are_used():
 
 @pytest.mark.parametrize("cycle", [False, True])
 def test_layers_run_from_left_to_right(cycle):
-    nodes, edges = plot._nodes_and_edges(chain(5, cycle))
-    place = plot._layout(nodes, edges)
+    nodes, edges = nodes_and_edges(chain(5, cycle))
+    place = layout(nodes, edges)
     assert [place["function", f"f{i}"][0] for i in range(5)] == [1, 2, 3, 4, 5]
     assert place["input", "in"][0] == 0 and place["output", "out"][0] == 6
 
@@ -107,7 +108,7 @@ def test_layers_run_from_left_to_right(cycle):
 def test_depth_is_the_longest_path_and_sources_stand_before_what_they_feed():
     functions = [("function", str(i)) for i in range(5)]
     pairs = [(0, 1), (1, 2), (0, 2), (4, 2)]
-    depth = plot._depths(functions, [(functions[a], functions[b]) for a, b in pairs])
+    depth = depths(functions, [(functions[a], functions[b]) for a, b in pairs])
     assert [depth[f] for f in functions] == [0, 1, 2, 0, 1]
 
 
@@ -120,7 +121,7 @@ def test_nodes_of_a_layer_do_not_overlap():
         },
         {"input": ["i"], "function": [f"f{i}" for i in range(9)], "output": ["o"]},
     )
-    place = plot._layout(*plot._nodes_and_edges(graph))
+    place = layout(*nodes_and_edges(graph))
     assert len(set(place.values())) == len(place) == 11
 
 
@@ -185,3 +186,59 @@ def test_same_name_in_two_types():
 def test_unknown_nodes_are_refused():
     with pytest.raises(ValueError, match="must join function nodes, got 'in'"):
         plot.layered_graph(chain(3), inferred=[("in", "f0")])
+
+
+def activation(n, seed=0, channels=3):
+    """One pattern over n samples, in channels of different sign and size: its component is the pattern."""
+    pattern = np.random.default_rng(seed).normal(size=n)
+    return pattern, torch.tensor(np.outer(pattern, [-0.5, 2.0, 0.1][:channels]) + 7.0)
+
+
+def test_activations_are_rows_by_pathway():
+    (p, a), (q, b), (_, c) = activation(9), activation(9, 1), activation(9, 2)
+    ax = plot.pathway_activations(
+        {"x": a, "y": b, "z": c, "x2": -3 * a}, {"one": ["x", "x2"], "two": ["y", "x"]}
+    )
+    drawn = ax.get_images()[0].get_array()
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["x", "x2", "y", "x", "z"]
+    np.testing.assert_allclose(drawn.mean(1), 0, atol=1e-12)
+    np.testing.assert_allclose(drawn.std(1), 1)
+    np.testing.assert_allclose(drawn[0], drawn[1])  # the sign follows the rows above in the pathway
+    assert abs(np.corrcoef(drawn[0], p)[0, 1]) == pytest.approx(1)
+    assert abs(np.corrcoef(drawn[2], q)[0, 1]) == pytest.approx(1)
+    assert drawn[2] @ drawn[3] >= 0
+    assert [(t.get_text(), t.get_position()[1]) for t in ax.texts] == [
+        ("one", 0.5),
+        ("two", 2.5),
+        ("in none", 4),
+    ]
+
+
+def test_activations_of_one_condition_stand_together():
+    p, a = activation(6)
+    labels = ["drug", "none", "drug", "none", "none", "drug"]
+    ax = plot.pathway_activations(
+        {"x": a, "still": torch.ones(6, 3)}, {"k": ["x", "still"]}, conditions=labels
+    )
+    drawn = ax.get_images()[0].get_array()
+    wanted = p[[0, 2, 5, 1, 3, 4]]
+    np.testing.assert_allclose(abs(drawn[0]), abs((wanted - p.mean()) / p.std()), atol=1e-9)
+    np.testing.assert_array_equal(drawn[1], 0)  # a constant has no component
+    assert [(t.get_text(), x) for t, x in zip(ax.get_xticklabels(), ax.get_xticks(), strict=True)] == [
+        ("drug", 1),
+        ("none", 4),
+    ]
+
+
+def test_activations_refuse_what_does_not_fit():
+    act = {"x": torch.ones(4, 2)}
+    with pytest.raises(ValueError, match="pathways must hold at least one pathway, got none"):
+        plot.pathway_activations(act, {})
+    with pytest.raises(
+        ValueError, match=r"pathways\['p'\] must name nodes that have activations, got 'ghost'"
+    ):
+        plot.pathway_activations(act, {"p": ["x", "ghost"]})
+    with pytest.raises(ValueError, match=r"pathways\['p'\] must name nodes that have activations, got none"):
+        plot.pathway_activations(act, {"p": []})
+    with pytest.raises(ValueError, match="conditions must hold 4 labels, one a sample, got 2"):
+        plot.pathway_activations(act, {"p": ["x"]}, conditions=["a", "b"])

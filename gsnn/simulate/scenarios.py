@@ -41,6 +41,7 @@ class Scenario:
 
     @property
     def held_out(self) -> tuple[Edge, ...]:
+        """The validation and the test edges: what a model is not told."""
         return self.validation_edges + self.test_edges
 
     @cached_property

@@ -1,0 +1,225 @@
+"""The report of a run: one page that holds everything, shows what it was given, and trusts no name."""
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from gsnn.graph import GraphWarning
+from gsnn.report_html import html_report, simple_model_lead
+from gsnn.simulate.scenarios import converging_tiers
+from gsnn.tables import load_data
+from gsnn.workflow import Options, run, write_tables
+
+EVIL = "<script>alert('x')</script>\"&amp;"
+VOID = {"meta", "img", "br", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, text by tag, tables as lists of rows; fails where tags do not match."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.tables, self.texts = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "td" in self.open or "th" in self.open:
+            self.tables[-1][-1][-1] += data
+        if "style" not in self.open:
+            self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+
+def metrics(**changes):
+    given = {
+        "data": {
+            "samples": 1234,
+            "input_nodes": 2,
+            "function_nodes": 3,
+            "output_nodes": 2,
+            "edges": {"function->function": 3, "input->function": 2, "function->output": 2},
+            "measured": 2468,
+            "groups": None,
+        },
+        "versions": {"gsnn": "9.9", "torch": "2.x"},
+        "settings": {"channels": 8, "top": 15, "device": None},
+        "r2": {"mean": 0.0, "ridge": 0.71, "mlp": 0.5, "gsnn": 0.61},
+        "mse": {"mean": 4.0, "ridge": 1.2, "mlp": 2.0, "gsnn": 1.61},
+        "r2_by_fold": {m: [0.1, 0.9] for m in ("mean", "ridge", "mlp", "gsnn")},
+        "r2_by_output": {
+            EVIL: {"mean": 0.0, "ridge": 0.2, "mlp": 0.3, "gsnn": 0.4},
+            "good": {"mean": 0.0, "ridge": 0.2, "mlp": 0.3, "gsnn": 0.8},
+            "flat": {"mean": 0.0, "ridge": 0.2, "mlp": 0.3, "gsnn": float("nan")},
+        },
+        "edges": {"pairs": 5, "listed": 3, "how": "a & b", "caution": "careful < here"},
+        "seconds": 1.5,
+    }
+    return given | changes
+
+
+EDGES = pd.DataFrame(
+    {
+        "rank": [1, 2, 3],
+        "source": ["a", EVIL, "c"],
+        "target": ["b", "c", "a"],
+        "score": [0.9, 0.5, np.nan],
+        "p_value": [1e-200, 0.012, np.nan],
+        "q_value": [1e-199, 0.5, np.nan],
+    }
+)
+
+
+def picture():
+    buffer = io.BytesIO()
+    figure = plt.figure(figsize=(1, 1))
+    figure.savefig(buffer, format="png")
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def page(**changes):
+    given = {"metrics": metrics(), "edges": EDGES, "pictures": {"top_edges": picture(), "other": picture()}}
+    given |= changes
+    return Page(html_report(given.pop("metrics"), given.pop("edges"), given.pop("pictures"), **given))
+
+
+def test_nothing_is_fetched_and_nothing_runs():
+    found = page()
+    names = {tag for tag, _ in found.tags}
+    assert not names & {"script", "link", "iframe", "object", "base", "form"}
+    for _, attributes in found.tags:
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("src", "href", "srcset", "action"):
+            assert attributes.get(name, "data:").startswith("data:")
+    policy = next(a["content"] for t, a in found.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in policy and "img-src data:" in policy
+    text = html_report(metrics(), EDGES, {})
+    style = re.search(r"<style>(.*?)</style>", text, re.DOTALL)[1]
+    assert "url(" not in style and "@import" not in style
+
+
+def test_pictures_decode_to_what_was_given():
+    given = {"top_edges": picture(), "learning_curve": picture()}
+    images = [a for t, a in page(pictures=given).tags if t == "img"]
+    assert {a["alt"] for a in images} == {"top edges", "learning curve"}
+    for image in images:
+        head, _, data = image["src"].partition(",")
+        assert head == "data:image/png;base64"
+        assert base64.b64decode(data, validate=True) == given[image["alt"].replace(" ", "_")]
+
+
+def test_names_from_the_data_stay_text():
+    found = page(warnings=[f"warned of {EVIL}"], pictures={EVIL: picture()})
+    cells = [cell for table in found.tables for row in table for cell in row]
+    assert cells.count(EVIL) == 2  # an output and the source of an edge
+    assert f"warned of {EVIL}" in found.text
+    assert "careful < here" in found.text and "a & b" in found.text
+    assert [a["alt"] for t, a in found.tags if t == "img"] == [EVIL]
+
+
+def test_tables_say_what_the_metrics_say():
+    single = page(metrics=metrics(r2_by_fold={m: [0.5] for m in ("mean", "ridge", "mlp", "gsnn")}))
+    assert single.tables[0][0][3] == "R2, 1 test fold" and single.tables[0][1][3] == "0.500"
+    comparison, outputs, edges, settings, versions = page(held_out=[("a", "b")]).tables
+    assert [row[0] for row in comparison[1:]] == ["ridge", "gsnn", "mlp", "mean"]
+    assert comparison[2][2:] == ["0.610", "0.100 to 0.900", "1.61"]
+    assert [(row[0], row[2]) for row in outputs[1:]] == [("good", "0.800"), (EVIL, "0.400"), ("flat", "–")]
+    assert outputs[0] == ["output", "", "R2, gsnn", "R2, ridge", "R2, mlp"]
+    assert edges[1:] == [
+        ["1", "a", "b", "0.900", "< 1e-99", "< 1e-99", "✓"],
+        ["2", EVIL, "c", "0.500", "1.2e-02", "5.0e-01", ""],
+        ["3", "c", "a", "–", "–", "–", ""],
+    ]
+    assert settings == [["channels", "8"], ["top", "15"], ["device", "–"]]
+    assert ["gsnn", "9.9"] in versions and ["edges function → function", "3"] in versions
+    assert "known to be true" not in page().text
+
+
+def test_bars_stay_inside_their_frame():
+    outputs = {"a": {"mean": 0, "gsnn": -3.0}, "b": {"mean": 0, "gsnn": 1.0}, "c": {"mean": 0, "gsnn": 0.5}}
+    found = page(metrics=metrics(r2_by_output=outputs))
+    assert [a["style"] for t, a in found.tags if t == "i"] == ["width:100%", "width:50%", "width:0%"]
+
+
+def test_long_tables_are_cut_and_say_so():
+    outputs = {f"o{k}": {"mean": 0.0, "gsnn": k / 1000} for k in range(310)}
+    edges = pd.concat([EDGES] * 20, ignore_index=True)
+    found = page(metrics=metrics(r2_by_output=outputs), edges=edges)
+    assert [len(table) - 1 for table in found.tables[1:3]] == [300, 30]
+    assert "The 10 others are in metrics.json" in found.text
+    assert "The first 30 of 5 pairs" in found.text
+
+
+@pytest.mark.parametrize(("best", "said"), [(0.71, "0.10"), (0.65, None), (float("nan"), None), (None, None)])
+def test_a_simple_model_that_does_better_is_pointed_out(best, said):
+    given = metrics(r2={"mean": 0.0, "ridge": best, "mlp": 0.5, "gsnn": 0.61})
+    text = simple_model_lead(given)
+    assert bool(text) == bool(said) and (said or "") in text
+    assert ("does better by" in page(metrics=given).text) == bool(said)
+
+
+def test_checks_that_found_nothing():
+    assert "found nothing to warn of" in page().text
+
+
+def test_report_of_a_run_with_odd_names(tmp_path):
+    """Names that are markup, for a browser or for matplotlib, reach the page as they are."""
+    paths = write_tables(converging_tiers(4), tmp_path / "data", n=30, seed=0)
+    names = {"f1": r"$\frac$", "o1": EVIL.replace('"', "")}
+    for path in paths.values():
+        text = path.read_text()
+        for old, new in names.items():
+            text = re.sub(rf"(?<![^\t\n]){old}(?![^\t\n])", lambda _, new=new: new, text)
+        path.write_text(text)
+    data = load_data(paths["edges"], paths["x"], paths["y"], nodes=paths["nodes"])
+    out = tmp_path / "out"
+    run(data, out, Options(folds=2, channels=2, epochs=1, batch_size=16), verbose=False)
+    found = Page((out / "report.html").read_text(encoding="utf-8"))
+    cells = {cell for table in found.tables for row in table for cell in row}
+    assert set(names.values()) <= cells
+    listed = json.loads((out / "metrics.json").read_text())
+    comparison = {row[0]: row[2] for row in found.tables[0][1:]}
+    assert comparison == {method: f"{value:.3f}" for method, value in listed["r2"].items()}
+    saved = {path.stem: path.read_bytes() for path in (out / "figures").iterdir()}
+    shown = {a["alt"].replace(" ", "_"): a["src"] for t, a in found.tags if t == "img"}
+    assert {k: base64.b64decode(v.partition(",")[2]) for k, v in shown.items()} == saved
+
+
+def test_warnings_of_the_checks_are_given_and_kept(tmp_path):
+    paths = write_tables(converging_tiers(4), tmp_path, n=10, seed=0)
+    edges = pd.read_csv(paths["edges"], sep="\t")
+    edges[edges["target"] != "o2"].to_csv(paths["edges"], sep="\t", index=False)
+    with pytest.warns(GraphWarning) as given:
+        data = load_data(paths["edges"], paths["x"], paths["y"], nodes=paths["nodes"])
+    assert data.warnings == tuple(str(w.message) for w in given)
+    assert "no edge feeds 1 of 4 output nodes: 'o2'" in data.warnings

@@ -1,0 +1,279 @@
+"""An interrupted ``gsnn run`` that goes on writes the files that it would have written."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from gsnn import io, train, workflow
+from gsnn.cli import app
+from gsnn.settings import Options
+from gsnn.simulate.scenarios import converging_tiers
+from gsnn.tables import load_data
+from gsnn.workflow import run, write_tables
+
+# 20 training samples make 2 steps and, on the other 20, 1 loss of the test fold: 3 losses an epoch.
+QUICK = Options(folds=2, channels=2, epochs=3, batch_size=16, dropout=0.3)
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    return write_tables(converging_tiers(4), tmp_path_factory.mktemp("data"), n=40, seed=0)
+
+
+@pytest.fixture(scope="module")
+def data(paths):
+    return load_data(paths["edges"], paths["x"], paths["y"], nodes=paths["nodes"])
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole")
+    run(data, out, QUICK, verbose=False)
+    return out
+
+
+class Interrupts:
+    """Counts the losses that are computed; the n-th is interrupted."""
+
+    def __init__(self, monkeypatch, at=None, kind=KeyboardInterrupt):
+        self.calls, self.at, self.kind = 0, at, kind
+        self.loss = train._loss
+        monkeypatch.setattr(train, "_loss", self)
+
+    def __call__(self, *args):
+        self.calls += 1
+        if self.calls == self.at:
+            raise self.kind
+        return self.loss(*args)
+
+
+def assert_same_files(one, other):
+    for name in ("edges.csv", "predictions.csv", "figures/learning_curve.png"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    metrics = [json.loads((out / "metrics.json").read_text()) for out in (one, other)]
+    for found in metrics:
+        del found["seconds"]
+    assert metrics[0] == metrics[1]
+    a, b = (load_file(out / "model.safetensors") for out in (one, other))
+    assert list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
+    headers = [io.read_header(out / "model.safetensors") for out in (one, other)]
+    assert headers[0] == headers[1]
+    assert sorted(p.name for p in one.iterdir()) == sorted(p.name for p in other.iterdir())
+
+
+# 9 losses for each fold, then 3 epochs of 3 steps for all samples.
+@pytest.mark.parametrize(("at", "left"), [(5, 24), (9, 21), (10, 18), (14, 15), (19, 9), (26, 3)])
+def test_interrupted_training_goes_on(data, whole, tmp_path, monkeypatch, at, left):
+    Interrupts(monkeypatch, at)
+    with pytest.raises(KeyboardInterrupt):
+        run(data, tmp_path / "out", QUICK, verbose=False)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [".checkpoint"]
+    monkeypatch.undo()
+    counted = Interrupts(monkeypatch)
+    run(data, tmp_path / "out", QUICK, verbose=False)
+    assert counted.calls == left
+    assert_same_files(tmp_path / "out", whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "left"), [("baseline", 2, 18), ("baseline", 3, 9), ("rank_edges", 1, 0), ("write", 1, 0)]
+)
+def test_other_steps_go_on_too(data, whole, tmp_path, monkeypatch, name, at, left):
+    step, calls = getattr(workflow, name), 0
+
+    def interrupted(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            raise KeyboardInterrupt
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(workflow, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(data, tmp_path, QUICK, verbose=False)
+    monkeypatch.undo()
+    counted = Interrupts(monkeypatch)
+    run(data, tmp_path, QUICK, verbose=False)
+    assert counted.calls == left
+    assert_same_files(tmp_path, whole)
+
+
+def interrupt(data, out, monkeypatch, at=12, options=QUICK, **more):
+    with monkeypatch.context() as patch:
+        Interrupts(patch, at)
+        with pytest.raises(KeyboardInterrupt):
+            run(data, out, options, verbose=False, **more)
+
+
+def test_checkpoints_every_twentieth_of_the_epochs(data, tmp_path, monkeypatch):
+    options = Options(folds=0, channels=2, epochs=60, batch_size=64)
+    interrupt(data, tmp_path, monkeypatch, at=2 * 17, options=options)  # in epoch 17
+    kept = tmp_path / ".checkpoint" / "fold1-fit.safetensors"
+    assert len(load_file(kept)["losses"][0]) == 15
+
+
+def test_what_differs_is_named_and_fresh_begins_anew(data, whole, tmp_path, monkeypatch):
+    interrupt(data, tmp_path, monkeypatch)
+    kept = {p: p.read_bytes() for p in (tmp_path / ".checkpoint").iterdir()}
+    other = Options(**{**vars(QUICK), "lr": 0.5, "seed": 1})
+    with pytest.raises(
+        ValueError, match=r"another run: seed was 0 and is 1; lr was 0.003 and is 0.5. .* use --fresh"
+    ):
+        run(data, tmp_path, other, verbose=False, force=True)
+    changed = type(data)(data.graph, data.x, data.y + 1e-9, data.order)
+    with pytest.raises(ValueError, match=r"another run: y differs. To start afresh"):
+        run(changed, tmp_path, QUICK, verbose=False)
+    grouped = type(data)(
+        data.graph, data.x, data.y, data.order, data.x.iloc[:, 0].rename("g").round(1).astype(str)
+    )
+    with pytest.raises(ValueError, match=r"another run: groups (differs|was)"):
+        run(grouped, tmp_path, QUICK, verbose=False)
+    turned = type(data)(data.graph, data.x, data.y, data.order[::-1])
+    with pytest.raises(ValueError, match=r"another run: order of samples differs"):
+        run(turned, tmp_path, QUICK, verbose=False)
+    assert {p: p.read_bytes() for p in (tmp_path / ".checkpoint").iterdir()} == kept
+    counted = Interrupts(monkeypatch)
+    run(data, tmp_path, QUICK, verbose=False, fresh=True)
+    assert counted.calls == 27
+    assert_same_files(tmp_path, whole)
+
+
+def test_how_many_edges_are_drawn_may_change(data, tmp_path, monkeypatch):
+    interrupt(data, tmp_path, monkeypatch)
+    result = run(data, tmp_path, Options(**{**vars(QUICK), "top": 3}), verbose=False)
+    assert result.metrics["settings"]["top"] == 3
+
+
+def test_full_folders(data, whole, tmp_path, monkeypatch):
+    (tmp_path / "notes.txt").write_text("mine")
+    interrupt(data, tmp_path, monkeypatch, force=True)
+    with pytest.raises(FileExistsError, match="is not empty"):
+        run(data, tmp_path, QUICK, verbose=False, fresh=True)
+    run(data, tmp_path, QUICK, verbose=False)  # the interrupted run was allowed to be there
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    with pytest.raises(FileExistsError, match="is not empty"):
+        run(data, tmp_path, QUICK, verbose=False)
+    (tmp_path / "notes.txt").unlink()
+    assert_same_files(tmp_path, whole)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [({"lr": 1e30, "epochs": 9}, FloatingPointError), ({"weight_decay": -1.0}, ValueError)],
+)
+def test_settings_that_cannot_work_leave_nothing(data, tmp_path, options, error):
+    with pytest.raises(error):
+        run(data, tmp_path, Options(**{**vars(QUICK), **options}), verbose=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupted_before_anything_was_done(data, tmp_path, monkeypatch):
+    interrupt(data, tmp_path, monkeypatch, at=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("run.json", "is damaged. To start"), ("fold1.safetensors", "truncated")]
+)
+def test_damaged_pieces_are_refused(data, tmp_path, monkeypatch, name, message):
+    interrupt(data, tmp_path, monkeypatch)
+    piece = tmp_path / ".checkpoint" / name
+    piece.write_bytes(piece.read_bytes()[:-5])
+    with pytest.raises(ValueError, match=message):
+        run(data, tmp_path, QUICK, verbose=False)
+    assert piece.exists()
+
+
+def words(paths, out, *more):
+    p = {key: str(path) for key, path in paths.items()}
+    given = [
+        "run",
+        "--edges",
+        p["edges"],
+        "--x",
+        p["x"],
+        "--y",
+        p["y"],
+        "--nodes",
+        p["nodes"],
+        "--out",
+        str(out),
+    ]
+    options = ["--folds", 2, "--channels", 2, "--epochs", 3, "--batch-size", 16, "--dropout", 0.3]
+    return [*given, *map(str, options), *more]
+
+
+def test_ctrl_c_says_how_to_go_on(paths, whole, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        Interrupts(patch, 12)
+        done = CliRunner().invoke(app, words(paths, out, "--quiet"))
+    assert done.exit_code == 130 and done.stdout == ""
+    assert done.stderr == (
+        f"interrupted; the same command goes on from {out}/.checkpoint, --fresh begins anew\n"
+    )
+    other = CliRunner().invoke(app, words(paths, out, "--lr", "0.5"))
+    assert other.exit_code == 2 and "lr was 0.003 and is 0.5. To start afresh, use --fresh" in other.stderr
+    done = CliRunner().invoke(app, words(paths, out))
+    assert done.exit_code == 0 and f"going on with the interrupted run in {out}\n" in done.stderr
+    assert_same_files(out, whole)
+    with monkeypatch.context() as patch:
+        Interrupts(patch, 1)
+        done = CliRunner().invoke(app, words(paths, tmp_path / "new", "--quiet"))
+    assert (done.exit_code, done.stderr) == (130, "interrupted\n")
+
+
+def test_fresh_from_the_command_line(paths, whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        Interrupts(patch, 12)
+        assert CliRunner().invoke(app, words(paths, tmp_path, "--seed", "9")).exit_code == 130
+    done = CliRunner().invoke(app, words(paths, tmp_path, "--fresh"))
+    assert done.exit_code == 0 and "going on" not in done.stderr
+    assert_same_files(tmp_path, whole)
+
+
+def test_an_interrupted_demo_begins_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(workflow, "DEMO_OPTIONS", Options(folds=2, channels=2, epochs=1))
+    with monkeypatch.context() as patch:
+        Interrupts(patch, 12)
+        done = CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--quiet"])
+    assert (done.exit_code, done.stderr) == (130, "interrupted\n")
+    assert CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--quiet", "--seed", "3"]).exit_code == 0
+    assert not (tmp_path / ".checkpoint").exists()
+
+
+KILLED = """
+import os, signal, sys
+from gsnn import train
+from gsnn.cli import app
+loss, calls = train._loss, 0
+def fatal(*args):
+    global calls
+    calls += 1
+    if calls == 14:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return loss(*args)
+train._loss = fatal
+app(sys.argv[1:])
+"""
+
+
+def test_killed_process(paths, whole, tmp_path):
+    done = subprocess.run([sys.executable, "-c", KILLED, *words(paths, tmp_path, "--quiet")])
+    assert done.returncode == -signal.SIGKILL
+    assert [p.name for p in tmp_path.iterdir()] == [".checkpoint"]
+    done = CliRunner().invoke(app, words(paths, tmp_path, "--quiet"))
+    assert (done.exit_code, done.output) == (0, "")
+    assert_same_files(tmp_path, whole)
+    assert len(pd.read_csv(tmp_path / "predictions.csv")) == 160
