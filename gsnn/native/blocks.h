@@ -173,28 +173,38 @@ static void NAME(weight_grads)(REAL *const *out, const REAL *rows, const REAL *c
     }
 }
 
-/* What the next node will read lies anywhere; asking for it early hides the way to memory. */
-static inline void NAME(fetch_rows)(const REAL *row, int64_t width) {
+/* What the next node will read and write lies anywhere; asking for it early hides the way to memory. The
+   state lies on huge pages. Weights may not, and processors drop a prefetch whose page they would have to
+   look up; a load, whose value nothing waits for, is not dropped. */
+static inline void NAME(touch)(const void *row) { (void)*(const volatile char *)row; }
+
+static inline void NAME(fetch_row)(const REAL *row, int64_t width) {
     for (int64_t b = 0; b < width; b += 64 / (int64_t)sizeof(REAL)) __builtin_prefetch(row + b);
 }
 
 static inline void NAME(fetch_in)(const plan_t *plan, const block_t *k, int64_t place, int64_t b0, int64_t width) {
     if (place >= plan->n_places) return;
-    if (k->in_bias) __builtin_prefetch((const REAL *)k->in_bias + plan->node[place] * k->channels);
+    if (k->in_bias) NAME(touch)((const REAL *)k->in_bias + plan->node[place] * k->channels);
     for (int64_t e = plan->in_ptr[place]; e < plan->in_ptr[place + 1]; e++) {
-        NAME(fetch_rows)((const REAL *)k->state + plan->in_row[e] * k->width + b0, width);
-        __builtin_prefetch((const REAL *)k->in_values + plan->in_weight[e] * k->channels);
+        const int64_t weight = plan->in_weight[e] * k->channels;
+        NAME(fetch_row)((const REAL *)k->state + plan->in_row[e] * k->width + b0, width);
+        NAME(touch)((const REAL *)k->in_values + weight);
+        if (k->in_values_grad) NAME(touch)((const REAL *)k->in_values_grad + weight);
     }
 }
 
-static inline void NAME(fetch_out)(const plan_t *plan, const block_t *k, int64_t place) {
+static inline void NAME(fetch_out)(const plan_t *plan, const block_t *k, int64_t place, int64_t b0, int64_t width) {
     if (place >= plan->n_places) return;
+    const REAL *rows = k->result ? k->state : k->grad;
     for (int64_t e = plan->out_ptr[place]; e < plan->out_ptr[place + 1]; e++) {
-        __builtin_prefetch((const REAL *)k->out_values + plan->out_weight[e] * k->channels);
-        if (k->out_bias) __builtin_prefetch((const REAL *)k->out_bias + plan->out_edge[e]);
-        NAME(fetch_rows)((const REAL *)(k->result ? k->state : k->grad) + plan->out_row[e] * k->width, k->width);
+        const int64_t weight = plan->out_weight[e] * k->channels;
+        NAME(touch)((const REAL *)k->out_values + weight);
+        if (k->out_values_grad) NAME(touch)((const REAL *)k->out_values_grad + weight);
+        if (k->out_bias) NAME(touch)((const REAL *)k->out_bias + plan->out_edge[e]);
+        NAME(fetch_row)(rows + plan->out_row[e] * k->width + b0, width);
     }
 }
+
 /* unit = (z - m) s, active = elu(unit * weight + shift), read = active * factor. */
 static void NAME(activate)(const plan_t *plan, const block_t *k, int64_t place, int64_t b0, int64_t width,
                            NAME(scratch) * s) {
@@ -319,7 +329,7 @@ static int NAME(forward)(const plan_t *plan, const block_t *k, int64_t *taken, i
                     memcpy(aside + (place * C + c) * k->samples + b0, read + c * width, count * sizeof(REAL));
             }
             const int64_t first = plan->out_ptr[place], n = plan->out_ptr[place + 1] - first;
-            NAME(fetch_out)(plan, k, place + 1);
+            NAME(fetch_out)(plan, k, place + 1, b0, width);
             for (int64_t e = 0; e < n; e++) {
                 const int64_t row = plan->out_row[first + e];
                 s.to[e] = result + row * k->width + b0;
@@ -412,9 +422,9 @@ static int NAME(backward)(const plan_t *plan, const block_t *k, int64_t *taken, 
                 NAME(scale_rows)(read, s.active, k, place, b0, width);
             }
             int64_t first = plan->out_ptr[place], n = plan->out_ptr[place + 1] - first;
-            NAME(fetch_out)(plan, k, place + 1);
+            NAME(fetch_out)(plan, k, place + 1, b0, width);
             for (int64_t e = plan->in_ptr[place]; e < plan->in_ptr[place + 1]; e++)
-                NAME(fetch_rows)(grad + plan->in_row[e] * k->width + b0, width);
+                NAME(fetch_row)(grad + plan->in_row[e] * k->width + b0, width);
             for (int64_t e = 0; e < n; e++) {
                 s.g[e] = grad + plan->out_row[first + e] * k->width + b0;
                 s.w[e] = (const REAL *)k->out_values + plan->out_weight[first + e] * C;
