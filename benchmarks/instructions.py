@@ -1,5 +1,7 @@
 """Instructions of one training step (forward, loss, backward), counted by callgrind on one thread.
 
+One row each for the compiled blocks, where they were built, and for PyTorch's operations.
+
 Time depends on the machine and on what else runs there, a count of instructions hardly does: it tells
 whether a change made the step dearer. It counts work, not waiting for memory, and libraries choose
 their kernels by processor, so compare rows of like machines. The network is small, where the cost per
@@ -12,6 +14,7 @@ import argparse
 import os
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 
 import pandas as pd
@@ -32,7 +35,12 @@ generator = torch.Generator().manual_seed(0)
 x = torch.randn({samples}, int(model.input_node_mask.sum()), generator=generator)
 y = torch.randn({samples}, int(model.output_node_mask.sum()), generator=generator)
 for _ in range(3):
-    step(model, parameters, x, y)
+{step}
+"""
+STEP = """
+    for parameter in parameters:
+        parameter.grad = None
+    torch.nn.functional.mse_loss(model(x), y).backward()
 """
 
 
@@ -40,9 +48,15 @@ def instructions(size: tuple[int, int, int, int, int], steps: int) -> int:
     """Instructions of one step, the mean over ``steps``."""
     n, edges, channels, samples, layers = size
     setup = SETUP.format(
-        here=str(Path(__file__).parent), n=n, edges=edges, channels=channels, samples=samples, layers=layers
+        here=str(Path(__file__).parent),
+        n=n,
+        edges=edges,
+        channels=channels,
+        samples=samples,
+        layers=layers,
+        step=STEP,
     )
-    timer = Timer("step(model, parameters, x, y)", setup, num_threads=1)
+    timer = Timer(textwrap.dedent(STEP), setup, num_threads=1)
     return round(timer.collect_callgrind(number=steps).counts() / steps)
 
 
@@ -59,8 +73,12 @@ def main() -> None:
     os.environ["PYTHONHASHSEED"] = "0"  # the order of sets decides some branches
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # runs `python`
     torch.set_num_threads(1)
-    count = instructions(SIZE, arguments.steps)
-    table = pd.DataFrame([dict(zip("NECBL", SIZE, strict=True)) | {"instructions": count}])
+    rows = []
+    for blocks, switch in (("compiled", "1"), ("PyTorch", "0")):
+        os.environ["GSNN_NATIVE"] = switch
+        count = instructions(SIZE, arguments.steps)
+        rows.append(dict(zip("NECBL", SIZE, strict=True)) | {"blocks": blocks, "instructions": count})
+    table = pd.DataFrame(rows)
     print(table.to_string(index=False))
     if arguments.out:
         table.assign(**stamp()).to_csv(arguments.out, index=False)

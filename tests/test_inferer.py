@@ -18,6 +18,7 @@ from inferer_contract import (
 )
 from scipy import stats
 
+from gsnn.functional.samples import Samples, as_moments
 from gsnn.graph import EDGE_TYPES
 from gsnn.optim.MagnitudeEdgeInferer import MagnitudeEdgeInferer
 
@@ -272,6 +273,28 @@ def test_top_k_is_the_head_of_each_target():
             pd.testing.assert_frame_equal(mei.evaluate(top_k=k, **options), want)
 
 
+@pytest.mark.parametrize("score", ["corr", "partial"])
+def test_fewer_samples_than_nodes(score, monkeypatch):
+    """They are kept as they are, and nothing that is read from them differs from what their moments say."""
+    x, y = small_data()
+    graph = small_graph()
+    model = small_model(graph)
+    want = numpy_correlations(*by_hand(model, x[:8], y[:8]))
+    mei = fitted(x[:8], y[:8], size=3, model=model, graph=graph)
+    assert isinstance(mei._seen, Samples)
+    monkeypatch.setattr("gsnn.optim.MagnitudeEdgeInferer._BLOCK_ELEMENTS", {"corr": 60, "partial": 60})
+    table = mei.evaluate(exclude_self=False)
+    for p in range(mei.n_pairs):
+        np.testing.assert_allclose(square(table, f"corr_a{p}_g{p + 1}"), want[p], atol=1e-10)
+    full, few = mei.evaluate(score=score), mei.evaluate(score=score, top_k=2)
+    assert "mask" not in vars(mei.kept)  # nothing of N x N entries but p-values
+    pd.testing.assert_frame_equal(few, full.groupby("dst_idx").head(2).reset_index(drop=True))
+    mei._seen = as_moments(mei._seen)
+    pd.testing.assert_frame_equal(mei.evaluate(score=score), full, rtol=1e-10, atol=1e-10)
+    assert mei.fit(batches(x[8:], y[8:]), verbose=False) == 82
+    pd.testing.assert_frame_equal(mei.evaluate(), fitted(x, y).evaluate(), rtol=1e-9, atol=1e-11)
+
+
 def test_attributes():
     graph = small_graph()
     mei = MagnitudeEdgeInferer(small_model(graph), graph)
@@ -351,12 +374,14 @@ def test_batches_in_another_dtype_and_a_named_device():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_device_is_only_visited():
-    x, y = small_data()
+@pytest.mark.parametrize("n", [90, 8])
+def test_a_device_is_only_visited(n):
+    x, y = small_data(n)
     graph = small_graph()
     mei = MagnitudeEdgeInferer(small_model(graph), graph)
     mei.fit([(x, y)], device="cuda", verbose=False)
     assert {p.device.type for p in mei.model.parameters()} == {"cpu"}
+    assert mei._seen.mean_x.device.type == "cuda"
     for score in ("corr", "partial"):
         a, b = (
             m.evaluate(score=score).set_index(["src_idx", "dst_idx"]).sort_index()
@@ -477,6 +502,21 @@ def test_an_activation_that_is_not_finite_is_located():
         model.ResBlocks[1].lin_in.bias.view(-1)[3 * 4] = np.inf  # a channel of f4
     with pytest.raises(ValueError, match="the activation of function node 'f4' in block 1 is not finite"):
         fit_with([(X, Y)], model=model)
+
+
+def test_a_wrapped_model():
+    class Wrapped(torch.nn.parallel.DistributedDataParallel):
+        def __init__(self):
+            torch.nn.Module.__init__(self)
+
+    with pytest.raises(TypeError, match="got a DistributedDataParallel: give its .module"):
+        MagnitudeEdgeInferer(Wrapped(), small_graph())
+
+
+def test_process_groups_that_cannot_be_used():
+    mei = MagnitudeEdgeInferer(small_model(small_graph()), small_graph())
+    with pytest.raises(RuntimeError, match="process_group=True needs torch.distributed: call"):
+        mei.fit([(X, Y)], verbose=False, process_group=True)
 
 
 def test_a_model_that_fills_no_captures():

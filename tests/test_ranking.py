@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from gsnn.functional.ranking import auc, average_precision, hits, mrr, ranks
+from gsnn.functional.ranking import auc, average_precision, best_rows, hits, mrr, ranks
 
 tied = st.sampled_from([-np.inf, -1.5, 0.0, 0.25, 0.3, 2.0, 7.0])
 
@@ -95,3 +95,21 @@ def test_mrr_and_hits():
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.data())
+def test_best_rows_are_those_of_a_stable_sort(data):
+    rows, columns = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 4))
+    value = st.sampled_from([np.nan, -1.0, 0.0, 0.5, 0.75])
+    scores = np.array([[data.draw(value) for _ in range(columns)] for _ in range(rows)])
+    eligible = np.ones(scores.shape, dtype=bool)
+    if rows > 1:  # as when a target is no source of its own
+        eligible[[data.draw(st.integers(0, rows - 1)) for _ in range(columns)], np.arange(columns)] = False
+    k = data.draw(st.integers(1, int(eligible.sum(0).min())))
+    got = best_rows(scores, k, eligible)
+    assert got.shape == (k, columns)
+    for column in range(columns):
+        key = [(np.isnan(s), -s if s == s else 0.0, row) for row, s in enumerate(scores[:, column])]
+        want = [row for *_, row in sorted(key) if eligible[row, column]]
+        assert got[:, column].tolist() == want[:k]

@@ -66,6 +66,17 @@ def test_benjamini_hochberg_of_some_in_a_family():
         benjamini_hochberg([1e-5], family=p)
 
 
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_benjamini_hochberg_in_slices(size, monkeypatch):
+    rng = np.random.default_rng(size)
+    p = np.concatenate([rng.uniform(size=40) ** 3, [0.5, 0.5, 0.999, 1.0, 0.0]])
+    want = stats.false_discovery_control(p)
+    family = p.copy()
+    monkeypatch.setattr("gsnn.functional.significance._SLICE", size)
+    np.testing.assert_allclose(benjamini_hochberg(p, family), want, rtol=1e-12)
+    np.testing.assert_array_equal(family, p)  # worked on as a copy
+
+
 def test_benjamini_hochberg_refuses_what_is_no_probability():
     with pytest.raises(ValueError, match=r"p must be in \[0, 1\]"):
         benjamini_hochberg([0.5, 1.2])

@@ -11,12 +11,31 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 # A quotient of residual to total variance below this is rounding, whatever the ridge.
 _RESIDUAL_FLOOR = 1e-12
+_BLOCK_ELEMENTS = 2**22  # values per temporary array: 32 MiB
+
+
+class PairMoments(Protocol):
+    """What correlations are made of: the vectors of `CoMoments`, and its matrices some columns at a time."""
+
+    @property
+    def n(self) -> int: ...
+    @property
+    def mean_x(self) -> Tensor: ...
+    @property
+    def mean_y(self) -> Tensor: ...
+    @property
+    def m_x(self) -> Tensor: ...
+    @property
+    def m_y(self) -> Tensor: ...
+    def cross(self, targets: Tensor) -> Tensor: ...
+    def gram(self, pair: int, rows: Tensor) -> Tensor: ...
 
 
 @dataclass
@@ -50,6 +69,14 @@ class CoMoments:
         vectors = [zeros(pairs, features) for _ in range(4)]
         matrices = [zeros(pairs, features, features) for _ in range(2)]
         return cls(0, *vectors, *matrices)
+
+    def cross(self, targets: Tensor) -> Tensor:
+        """The columns `targets` (T,) of m_xy, copied: (P, N, T)."""
+        return self.m_xy[:, :, targets]
+
+    def gram(self, pair: int, rows: Tensor) -> Tensor:
+        """The rows `rows` (R,) of one pair's m_xx, copied: (R, N)."""
+        return self.m_xx[pair][rows]
 
 
 def add_samples(state: CoMoments, x: Tensor, y: Tensor) -> None:
@@ -127,19 +154,18 @@ def spread(m: Tensor, mean: Tensor, n: int, eps: float) -> Tensor:
     return torch.where(m > floor, m.sqrt(), torch.nan)
 
 
-def correlation(state: CoMoments, targets: Tensor, eps: float = 2.0**-52) -> Tensor:
+def correlation(state: PairMoments, targets: Tensor, eps: float = 2.0**-52) -> Tensor:
     """Pearson correlation of every x_i with y_j for j in `targets` (T,), per pair: (P, N, T).
 
     NaN where either is constant; see `spread` for `eps`.
     """
     sx = spread(state.m_x, state.mean_x, state.n, eps)
     sy = spread(state.m_y, state.mean_y, state.n, eps)[:, targets]
-    r = state.m_xy[:, :, targets] / sx[:, :, None] / sy[:, None, :]
-    return r.clamp_(-1.0, 1.0)
+    return state.cross(targets).div_(sx[:, :, None]).div_(sy[:, None, :]).clamp_(-1.0, 1.0)
 
 
 def partial_correlation(
-    state: CoMoments, targets: Tensor, parents: Tensor, ridge: float = 1e-8, eps: float = 2.0**-52
+    state: PairMoments, targets: Tensor, parents: Tensor, ridge: float = 1e-8, eps: float = 2.0**-52
 ) -> Tensor:
     """Correlation of x_i and y_j, both with x_s, s in S_j, projected off: (P, N, T).
 
@@ -150,6 +176,7 @@ def partial_correlation(
 
     With A = R_SS + ridge I = V diag(w) V', the rows of F' = diag(w)^-1/2 V' whiten the parents: u_i = F' r_Si
     and v_j = F' r_Sy turn the partial correlation into (r_ij - u_i.v_j) / sqrt((1 - u_i.u_i)(1 - v_j.v_j)).
+    The correlations of each different parent with all x_i are made once for all targets.
     """
     r_xy = correlation(state, targets, eps)  # (P, N, T)
     count = parents.shape[1]
@@ -158,31 +185,29 @@ def partial_correlation(
     sx = spread(state.m_x, state.mean_x, state.n, eps)
     floor = max(4.0 * ridge, _RESIDUAL_FLOOR)
     eye = torch.eye(count, dtype=torch.bool, device=parents.device)
-    out = torch.empty_like(r_xy)
-    for pair in range(r_xy.shape[0]):
-        s = sx[pair]
-        inverse = torch.where(
-            s.isnan(), 0.0, 1.0 / s
-        )  # 0 for a constant parent: no correlation with anything
-        scale = inverse[parents]  # (T, k)
-        r_sx = state.m_xx[pair][parents] * scale[:, :, None] / s  # (T, k, N)
-        r_ss = (
-            state.m_xx[pair][parents[:, :, None], parents[:, None, :]] * scale[:, :, None] * scale[:, None, :]
-        )
-        r_ss = torch.where(eye, 1.0, r_ss)
-        w, v = torch.linalg.eigh(r_ss)  # (T, k), (T, k, k)
-        w = w.clamp(min=0.0) + ridge
-        whiten = v * torch.where(w > count * 1e-14, w.rsqrt(), 0.0)[:, None, :]
-        u = whiten.mT @ r_sx  # (T, k, N)
-        r_sy = r_xy[pair][parents, torch.arange(len(targets), device=parents.device)[:, None]].nan_to_num(0.0)
-        z = whiten.mT @ r_sy[:, :, None]  # (T, k, 1)
-        left_x = 1.0 - u.square().sum(1)  # (T, N)
-        left_y = 1.0 - z.square().sum(1)  # (T, 1)
-        numerator = r_xy[pair].T - (u * z).sum(1)
-        left_x = torch.where(left_x > floor, left_x, torch.nan).scatter_(1, parents, torch.nan)
-        left_y = torch.where(left_y > floor, left_y, torch.nan)
-        out[pair] = (numerator / left_x.sqrt() / left_y.sqrt()).T
-    return out.clamp_(-1.0, 1.0)
+    some, place = parents.unique(return_inverse=True)  # (U,), (T, k)
+    step = max(1, _BLOCK_ELEMENTS // (count * r_xy.shape[1]))
+    for pair, s in enumerate(sx):
+        # A constant parent gets 0: no correlation with anything.
+        inverse = torch.where(s.isnan(), 0.0, 1.0 / s)
+        rows = state.gram(pair, some).mul_(inverse[some, None]).div_(s)  # (U, N)
+        for start in range(0, len(targets), step):
+            part = slice(start, start + step)
+            given, at, r = parents[part], place[part], r_xy[pair, :, part]  # (t, k), (t, k), (N, t)
+            r_ss = torch.where(eye, 1.0, rows[at[:, :, None], given[:, None, :]].nan_to_num(0.0))
+            w, v = torch.linalg.eigh(r_ss)  # (t, k), (t, k, k)
+            w = w.clamp(min=0.0) + ridge
+            whiten = v * torch.where(w > count * 1e-14, w.rsqrt(), 0.0)[:, None, :]
+            u = whiten.mT @ rows[at]  # (t, k, N)
+            r_sy = r[given, torch.arange(len(given), device=given.device)[:, None]].nan_to_num(0.0)
+            z = whiten.mT @ r_sy[:, :, None]  # (t, k, 1)
+            left_x = 1.0 - u.square().sum(1)  # (t, N)
+            left_y = 1.0 - z.square().sum(1)  # (t, 1)
+            numerator = r.T - (u * z).sum(1)
+            left_x = torch.where(left_x > floor, left_x, torch.nan).scatter_(1, given, torch.nan)
+            left_y = torch.where(left_y > floor, left_y, torch.nan)
+            r.copy_((numerator / left_x.sqrt() / left_y.sqrt()).T)
+    return r_xy.clamp_(-1.0, 1.0)
 
 
 def aggregate(r: Tensor, how: str) -> Tensor:

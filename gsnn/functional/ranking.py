@@ -100,6 +100,26 @@ def ranks(
     return np.where(np.isnan(own[:, 0]), worst, chosen)
 
 
+def best_rows(scores: ArrayLike, k: int, eligible: ArrayLike) -> NDArray[np.int64]:
+    """Rows of the k best entries of each column, best first: (k, T) from scores (M, T).
+
+    Scores are finite or NaN, which comes last; ties by row. `eligible` (M, T) bool must leave at
+    least k rows in every column. The cost is that of finding the k-th best and of sorting k rows, not M.
+    """
+    s = np.asarray(scores, dtype=np.float64).T
+    key = np.where(np.isnan(s), np.inf, -s)  # (T, M), contiguous, smallest first
+    key[~np.asarray(eligible, dtype=bool).T] = np.nan  # which sorts after infinity, and equals nothing
+    worst = np.partition(key, k - 1, axis=1)[:, k - 1 : k]
+    chosen = key < worst
+    tied = key == worst
+    room = k - chosen.sum(1, keepdims=True)
+    many = np.flatnonzero(tied.sum(1) > room[:, 0])
+    tied[many] &= np.cumsum(tied[many], axis=1) <= room[many]
+    rows = np.nonzero(chosen | tied)[1].reshape(len(key), k)
+    order = np.argsort(np.take_along_axis(key, rows, 1), axis=1, kind="stable")
+    return np.take_along_axis(rows, order, 1).T
+
+
 def mrr(ranks: ArrayLike) -> float:
     """Mean of 1 / rank over queries (Q,)."""
     return float(np.mean(1.0 / _positive(ranks)))

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr
+from torch import Tensor
 
 Array = NDArray[np.float64]
 
@@ -41,6 +42,19 @@ def centred(values: Array, groups: NDArray[np.int64] | None = None) -> Array:
         members = groups == group
         out[:, members] = centred(values[:, members])
     return out
+
+
+def squared_error(weights: Tensor, x: Tensor, y: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Sum over everything of (weights' x_a - y)^2, and its gradient (N, T) with respect to `weights` (N, T).
+
+    x (N, A, R): A descriptions of each feature in R rows; all of them predict the same y (T, R). `mask`
+    (N, T) multiplies the weights. Both results are sums over rows, so those of several processes add up.
+    """
+    flat = x.flatten(1)
+    masked = weights if mask is None else weights * mask
+    residual = (masked.T @ flat).view(len(y), *x.shape[1:]).sub_(y[:, None])
+    grad = (flat @ residual.flatten(1).T).mul_(2)
+    return residual.square().sum(), grad if mask is None else grad.mul_(mask)
 
 
 def pooled_least_squares(x: Array, y: Array, groups: NDArray[np.int64] | None = None) -> PooledFit:

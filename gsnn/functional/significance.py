@@ -8,6 +8,8 @@ from scipy.special import ndtr
 
 Array = NDArray[np.float64]
 
+_SLICE = 2**20  # p-values adjusted at a time
+
 
 def fisher_p(r: ArrayLike, n: int, conditioned: ArrayLike = 0) -> Array:
     """One-sided p-value (alternative r > 0) of correlations `r` over n samples.
@@ -35,19 +37,24 @@ def benjamini_hochberg(p: ArrayLike, family: ArrayLike | None = None) -> Array:
     the chosen ones alone forgets that they were chosen. NaN is no test: it stays NaN and is not counted.
     """
     p = np.asarray(p, dtype=np.float64)
-    tests = (p if family is None else np.asarray(family, dtype=np.float64)).ravel()
-    tests = np.sort(tests[~np.isnan(tests)])
-    for values in (p, tests):
+    # One sorted copy of the family, NaN last, is all that a large one costs: it is worked on in slices.
+    tests = np.sort(p if family is None else np.asarray(family, dtype=np.float64), axis=None)
+    tests = tests[: np.searchsorted(tests, np.nan)]
+    finite = ~np.isnan(p)
+    some = p[finite]
+    for values in (some, tests[[0, -1]] if tests.size else tests):
         if np.any((values < 0.0) | (values > 1.0)):
             raise ValueError("p must be in [0, 1]")
     q = np.full(p.shape, np.nan)
-    if tests.size == 0:
-        return q
-    steps = tests * (tests.size / np.arange(1.0, tests.size + 1.0))
-    adjusted = np.minimum(np.minimum.accumulate(steps[::-1])[::-1], 1.0)
-    finite = ~np.isnan(p)
-    rank = np.searchsorted(tests, p[finite], side="right")
+    rank = np.searchsorted(tests, some, side="right")
     if np.any(rank == 0):
         raise ValueError("family must contain every value of p")
-    q[finite] = adjusted[rank - 1]
+    least = 1.0
+    for start in reversed(range(0, tests.size, _SLICE)):
+        part = tests[start : start + _SLICE]
+        part *= tests.size / np.arange(start + 1.0, start + part.size + 1.0)
+        part[-1] = min(part[-1], least)
+        part[:] = np.minimum.accumulate(part[::-1])[::-1]
+        least = part[0]
+    q[finite] = tests[rank - 1]
     return q

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from gsnn.functional.modes import evaluation_mode
-from gsnn.functional.moments import (
-    CoMoments,
-    add_samples,
-    aggregate,
-    correlation,
-    merge,
-    partial_correlation,
-)
+from gsnn.functional.moments import aggregate, partial_correlation
+from gsnn.functional.processes import group_of, merged_fit
+from gsnn.functional.ranking import best_rows
+from gsnn.functional.samples import Collector, Statistics, joined
 from gsnn.functional.significance import benjamini_hochberg, fisher_p
 from gsnn.optim.batch_scale import BatchScale, Crit
 from gsnn.optim.captures import Captures
@@ -34,9 +30,11 @@ from gsnn.optim.edge_table import (
 if TYPE_CHECKING:
     import pandas as pd
 
-_ROWS_PER_PRODUCT = 256  # samples gathered before one matrix product, so that small batches cost no more
-_BLOCK_ELEMENTS = 2**22  # values per temporary array of `evaluate`: 32 MiB
-_ORDER = {"l1": 1, "l2": 2}
+_BLOCK_ELEMENTS = {"corr": 2**24, "partial": 2**26}  # values per temporary array of `evaluate`
+_NORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "l1": lambda z: z.abs().sum(1, dtype=torch.float64),
+    "l2": lambda z: z.double().square().sum(1).sqrt_(),
+}
 
 
 class MagnitudeEdgeInferer:
@@ -68,12 +66,14 @@ class MagnitudeEdgeInferer:
     TypeError, ValueError : what `Captures` and the graph refuse: `checkpoint=True`, one layer, no captures,
         other function nodes than the graph's, no function -> function edge; an unknown reduction
 
-    Memory: 16 * P * N**2 bytes for the statistics. Source of GSNN: Evans et al. 2024,
+    Memory: 16 P N min(n, N) bytes for the statistics: the magnitudes themselves while there are fewer samples
+    than function nodes, their moments from then on. `evaluate(top_k=k)` adds 16 N^2 bytes to it. They are
+    where the model is while it is fitted, on a GPU too. Source of GSNN: Evans et al. 2024,
     doi 10.1101/2024.02.28.582164.
     """
 
     def __init__(self, model: nn.Module, data: Any, reduction: str = "l1", use_pre_norm: bool = True) -> None:
-        if reduction not in _ORDER:
+        if reduction not in _NORMS:
             raise ValueError(f"reduction must be 'l1' or 'l2', got {reduction!r}")
         self.kept = KeptEdges.of(data)
         self._captures = Captures(model, self.kept.names, use_pre_norm)
@@ -90,11 +90,12 @@ class MagnitudeEdgeInferer:
 
     @property
     def n(self) -> int:
-        return 0 if self._moments is None else self._moments.n
+        """Samples seen since the statistics were last reset."""
+        return 0 if self._seen is None else self._seen.n
 
     def reset_stats(self) -> None:
         """Forget every sample seen."""
-        self._moments: CoMoments | None = None
+        self._seen: Statistics | None = None
         self._eps = 0.0  # coarsest machine precision among the captures read
 
     def fit(
@@ -103,6 +104,7 @@ class MagnitudeEdgeInferer:
         crit: Crit | None = None,
         device: torch.device | str | None = None,
         verbose: bool = True,
+        process_group: Any = None,
     ) -> int:
         """Accumulate the statistics of every sample of `dataloader`; a second call adds to the first.
 
@@ -121,22 +123,54 @@ class MagnitudeEdgeInferer:
             independent of how the data is cut.
         device : where to run; by default where the model is. The model returns from it afterwards.
         verbose : show a progress bar
+        process_group : None fits in this process alone. True (all processes of `torch.distributed`) or a
+            process group: every rank of it calls `fit` with its own share of the samples, which may be of any
+            size, also empty, and has the statistics of all of them afterwards. It is never switched on by
+            itself: a script that fits on rank 0 only would wait for the others for ever. A sample that
+            two ranks are given counts twice, so shard without padding.
 
         Returns
         -------
-        Number of samples that this call has counted.
+        Number of samples that this call has counted, those of all ranks together.
 
         Raises
         ------
         TypeError, ValueError : a batch is no (x, y) pair, the loss is no scalar or neither a mean nor a sum
             over samples, an activation or gradient is not finite, or there was no sample
+        RuntimeError : the fit failed on another rank, or `process_group` is none that can be used
         """
-        from tqdm.auto import tqdm
-
+        group = group_of(process_group)
         home = _device_of(self.model)
         away = home if device is None else torch.device(device)
-        # A first fit fills its own statistics; a later one is merged only once it has gone through.
-        seen: CoMoments | None = None
+        seen: Statistics | None = None
+        failure: Exception | None = None
+        try:
+            seen = self._pass_over(dataloader, crit, home, away, verbose)
+        except Exception as error:
+            if group is None:
+                raise
+            failure = error  # the other ranks are waiting to hear of it
+        if group is not None:
+            seen, self._eps = merged_fit(seen, self._eps, failure, self.n_pairs, self.N, away, group)
+        if seen is None:
+            raise ValueError("dataloader must yield at least one sample with a measured output, got none")
+        # Only a pass that has gone through is added to what was there.
+        count = seen.n
+        self._seen = seen if self._seen is None else joined(self._seen, seen)
+        return count
+
+    def _pass_over(
+        self,
+        dataloader: Iterable[Any],
+        crit: Crit | None,
+        home: torch.device,
+        away: torch.device,
+        verbose: bool,
+    ) -> Statistics | None:
+        """The statistics of the samples of `dataloader`, None if it has none."""
+        from tqdm import tqdm
+
+        collector = Collector()
         scale_of = BatchScale(crit)
         with ExitStack() as stack:
             if away != home:
@@ -145,25 +179,11 @@ class MagnitudeEdgeInferer:
             stack.enter_context(evaluation_mode(self.model))
             stack.enter_context(self._captures.recording())
             stack.enter_context(torch.enable_grad())
-            waiting: list[tuple[Tensor, Tensor]] = []
-            rows = 0
             for number, batch in enumerate(
                 tqdm(dataloader, desc="samples", disable=not verbose, leave=False)
             ):
-                x, y = self._magnitudes(batch, away, scale_of, number)
-                if seen is None:
-                    seen = CoMoments.empty(self.n_pairs, self.N, x.device)
-                waiting.append((x, y))
-                rows += x.shape[1]
-                if rows >= _ROWS_PER_PRODUCT:
-                    _flush(seen, waiting)
-                    rows = 0
-            if seen is not None:
-                _flush(seen, waiting)
-        if seen is None or seen.n == 0:
-            raise ValueError("dataloader must yield at least one sample with a measured output, got none")
-        self._moments = seen if self._moments is None else merge([self._moments, seen])
-        return seen.n
+                collector.add(*self._magnitudes(batch, away, scale_of, number))
+        return collector.result()
 
     def _magnitudes(
         self, batch: Any, device: torch.device, scale_of: BatchScale, number: int
@@ -201,8 +221,9 @@ class MagnitudeEdgeInferer:
         """(B, N*C) -> (B, N), in float64 so that tiny gradients neither underflow nor lose digits."""
         if captured.device.type == "mps":  # it has no float64
             captured = captured.cpu()
-        nodes = self._captures.by_node(captured)
-        return torch.linalg.vector_norm(nodes, _ORDER[self.reduction], dim=-1, dtype=torch.float64)
+        # Samples innermost, as GSNN keeps them; torch.linalg.vector_norm is four times slower.
+        nodes = self._captures.by_node(captured).permute(1, 2, 0)  # (N, C, B)
+        return _NORMS[self.reduction](nodes).T
 
     def evaluate(
         self,
@@ -247,7 +268,7 @@ class MagnitudeEdgeInferer:
             raise ValueError(f"ridge must be a non-negative number, got {ridge!r}")
         if top_k is not None:
             (top_k,) = check_top_k((top_k,))
-        if self._moments is None:
+        if self._seen is None:
             raise RuntimeError("nothing to evaluate yet: call fit(dataloader) first")
         if self.n < 3:
             raise ValueError(f"evaluate needs at least 3 samples, got {self.n}: call fit with more")
@@ -255,23 +276,23 @@ class MagnitudeEdgeInferer:
         n_candidates = self.N - 1 if exclude_self else self.N
         per_target = n_candidates if top_k is None else min(top_k, n_candidates)
         parts: list[dict[str, np.ndarray]] = []
-        tests: list[np.ndarray] = []
+        family = np.empty(0 if top_k is None else self.N * n_candidates)  # every p-value, NaN for no test
+        filled = 0
         for targets, parents in self._blocks(score):
-            r = self._correlations(targets, parents, ridge)  # (P, N, T)
+            r = partial_correlation(self._seen, targets, parents, ridge, self._eps)  # (P, N, T)
             best = aggregate(r, layer_agg).cpu().numpy()  # (N, T)
             p = fisher_p(best, self.n, parents.shape[1])
             target = targets.cpu().numpy()
-            if exclude_self:
-                p[target, np.arange(len(target))] = np.nan  # no row, so no test
             if top_k is None:
                 source = np.broadcast_to(np.arange(per_target)[:, None], (per_target, len(target)))
                 source = source + (exclude_self & (source >= target))  # skips the target itself
             else:
-                tests.append(p[~np.isnan(p)])
-                key = np.where(np.isnan(best), np.inf, -best)  # pairs without a value come last
-                if exclude_self:
-                    key[target, np.arange(len(target))] = np.nan  # and self, which is no pair, after them
-                source = np.argsort(key, axis=0, kind="stable")[:per_target]
+                pairs = np.ones(p.shape, dtype=bool)
+                pairs[target, np.arange(len(target))] = not exclude_self
+                source = best_rows(best, per_target, pairs)
+                tested = p[pairs]
+                family[filled : filled + len(tested)] = tested
+                filled += len(tested)
             part = {
                 "source": source,
                 "target": np.broadcast_to(target, source.shape),
@@ -284,19 +305,18 @@ class MagnitudeEdgeInferer:
             part["p_value"] = np.take_along_axis(p, source, 0)
             parts.append({name: values.ravel() for name, values in part.items()})
         columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        family = columns["p_value"] if top_k is None else np.concatenate(tests)
-        columns["q_value"] = benjamini_hochberg(columns["p_value"], family)
+        columns["q_value"] = benjamini_hochberg(columns["p_value"], None if top_k is None else family)
         return edge_table(self.kept, columns.pop("source"), columns.pop("target"), "corr", columns)
 
     def _blocks(self, score: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Targets (T,) and what they are conditioned on (T, k), in blocks that bound temporary arrays."""
-        assert self._moments is not None
-        device = self._moments.mean_x.device
+        assert self._seen is not None
+        device = self._seen.mean_x.device
         by_count: dict[int, list[int]] = {}
         for target, parents in self.parents_by_target.items():
             by_count.setdefault(len(parents) if score == "partial" else 0, []).append(target)
         for count, targets in sorted(by_count.items()):
-            step = max(1, _BLOCK_ELEMENTS // (self.N * max(self.n_pairs, count)))
+            step = max(1, _BLOCK_ELEMENTS[score] // (self.N * max(self.n_pairs, count)))
             for start in range(0, len(targets), step):
                 block = targets[start : start + step]
                 given = [self.parents_by_target[j][:count] for j in block]
@@ -304,12 +324,6 @@ class MagnitudeEdgeInferer:
                     torch.tensor(block, device=device),
                     torch.tensor(given, dtype=torch.long, device=device).reshape(len(block), count),
                 )
-
-    def _correlations(self, targets: Tensor, parents: Tensor, ridge: float) -> Tensor:
-        assert self._moments is not None
-        if parents.shape[1] == 0:
-            return correlation(self._moments, targets, self._eps)
-        return partial_correlation(self._moments, targets, parents, ridge, self._eps)
 
     def evaluate_against(
         self,
@@ -346,12 +360,6 @@ class MagnitudeEdgeInferer:
         See :func:`gsnn.optim.edge_table.rank_in_targets`.
         """
         return rank_in_targets(res, positive_edges, score_col, top_k, filtered)
-
-
-def _flush(state: CoMoments, waiting: list[tuple[Tensor, Tensor]]) -> None:
-    if waiting:
-        add_samples(state, torch.cat([x for x, _ in waiting], 1), torch.cat([y for _, y in waiting], 1))
-        waiting.clear()
 
 
 def _unpack(batch: Any, device: torch.device, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:

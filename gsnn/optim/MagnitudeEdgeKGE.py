@@ -227,7 +227,7 @@ class MagnitudeEdgeKGE(nn.Module):
         'train_loss', the mean over the epoch's contexts, each with its negatives, and, given validation
         edges, 'val_auc': one number per epoch. The last state stays; `load_best` goes to the best.
         """
-        from tqdm.auto import tqdm
+        from tqdm import tqdm
 
         _check_count("n_epochs", n_epochs)
         _check_count("batch_size", batch_size)

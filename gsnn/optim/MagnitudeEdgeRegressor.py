@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gsnn.functional.processes import from_first, gathered, group_of, summed
+from gsnn.functional.regression import squared_error
 from gsnn.functional.significance import benjamini_hochberg
 from gsnn.functional.standardize import batch_moments, running_moments, standardized
 from gsnn.optim.captures import Captures
@@ -22,17 +24,11 @@ from gsnn.optim.edge_table import (
     judge_scores,
     rank_in_targets,
 )
-from gsnn.optim.magnitudes import AGGREGATORS, check_finite, magnitudes
+from gsnn.optim.magnitudes import SCORES, check_aggregators, check_finite, magnitudes
 from gsnn.optim.recent import RecentSamples
 
 if TYPE_CHECKING:
     import pandas as pd
-
-SCORES: dict[str, Callable[[Tensor], Tensor]] = {
-    "abs": torch.abs,
-    "relu": torch.relu,
-    "signed": torch.clone,
-}
 
 
 class MagnitudeEdgeRegressor(nn.Module):
@@ -78,6 +74,9 @@ class MagnitudeEdgeRegressor(nn.Module):
     ema_momentum : weight of the newest batch in those averages, in (0, 1]
     window : the p-values rest on the newest whole batches with at most this many samples together (one batch
         at least). Keep it below the number of training samples: a sample seen in two epochs is not two.
+    process_group : None learns from this process alone. True (all processes of `torch.distributed`) or a
+        group: each step is that of the batches of all ranks together, of any sizes, and W is the same on all
+        of them. Every rank must take every step. Under DistributedDataParallel, `model` is its `.module`.
 
     Attributes
     ----------
@@ -122,13 +121,11 @@ class MagnitudeEdgeRegressor(nn.Module):
         score_mode: str = "abs",
         ema_momentum: float = 0.1,
         window: int = 1024,
+        process_group: Any = None,
     ) -> None:
         super().__init__()
-        names = (aggregators,) if isinstance(aggregators, str) else tuple(aggregators)
-        if not names or len(set(names)) < len(names) or not set(names) <= set(AGGREGATORS):
-            raise ValueError(
-                f"aggregators must be one or more different ones of {', '.join(AGGREGATORS)}, got {names!r}"
-            )
+        names = check_aggregators(aggregators)
+        group_of(process_group)
         if score_mode not in SCORES:
             raise ValueError(f"score_mode must be one of {', '.join(SCORES)}, got {score_mode!r}")
         _check_number("lr", lr, "a positive number", lambda v: 0 < v < float("inf"))
@@ -148,6 +145,7 @@ class MagnitudeEdgeRegressor(nn.Module):
         self.score_mode = score_mode
         self.ema_momentum = float(ema_momentum)
         self.window = window
+        self.process_group = process_group
         self.N = self._captures.N
         self.L = self._captures.L
         self.n_pairs = self.L - 1
@@ -229,29 +227,31 @@ class MagnitudeEdgeRegressor(nn.Module):
             raise RuntimeError("aux_step() has no gradients to learn from: call loss.backward() first")
         raw = magnitudes(self._captures, self._armed, grads, self.aggregators, self.W.dtype)
         self._end_step()
-        mean, var = batch_moments(raw.to(self.running_mean.dtype))
+        group = group_of(self.process_group)
+        everyone = gathered(raw, group)
+        mean, var = batch_moments(everyone.to(self.running_mean.dtype))
         if self.steps:
-            between, old = raw.shape[-1] == 1, (self.running_mean, self.running_var)
+            between, old = everyone.shape[-1] == 1, (self.running_mean, self.running_var)
             mean, var = running_moments(*old, mean, var, self.ema_momentum, between)
         features = raw
         if self.standardize:
             features = standardized(raw, mean, var, torch.finfo(raw.dtype).eps).to(raw.dtype)
-        x = features[:, : -self.n_pairs].reshape(self.N, -1)  # (N, A*P*B)
-        y = features[:, -self.n_pairs :].reshape(self.N, 1, -1)  # (N, 1, P*B)
+        x = features[:, : -self.n_pairs].reshape(self.N, len(self.aggregators), -1)  # (N, A, P*B)
+        y = features[:, -self.n_pairs :].reshape(self.N, -1)  # (N, P*B)
         W, mask = self.W, None
         if self.dropout and self.training:
             mask = torch.empty_like(W).bernoulli_(1 - self.dropout).div_(1 - self.dropout)
-        weights = W if mask is None else W * mask
-        residual = (weights.T @ x).view(self.N, len(self.aggregators), -1).sub_(y)
-        mse = residual.square().mean()
+            from_first(mask, group)
+        error, grad = squared_error(W, x, y, mask)
+        summed(error, grad, group=group)
+        terms = everyone[:, : -self.n_pairs].numel()
+        mse = error / terms
         aux = mse + self.ridge * W.square().sum() if self.ridge else mse
         aux_loss, mse_value = torch.stack([aux, mse]).tolist()  # the step's one synchronisation
         if not np.isfinite(aux_loss):
-            check_finite(raw, self.n_pairs, self.function_nodes, self.steps)
+            check_finite(everyone, self.n_pairs, self.function_nodes, self.steps)
             raise ValueError(f"the regression has diverged (step {self.steps}): lr or ridge is too large")
-        grad = (x @ residual.view(self.N, -1).T).mul_(2 / residual.numel())
-        if mask is not None:
-            grad.mul_(mask)
+        grad.div_(terms)
         if self.ridge:
             grad.add_(W, alpha=2 * self.ridge)
         W.grad = grad
@@ -260,8 +260,8 @@ class MagnitudeEdgeRegressor(nn.Module):
         self.running_mean.copy_(mean)
         self.running_var.copy_(var)
         self.steps += 1
-        self.n += raw.shape[-1]
-        self._recent.push(raw)
+        self.n += everyone.shape[-1]
+        self._recent.push(everyone)
         return {"aux_loss": aux_loss, "mse": mse_value}
 
     def _end_step(self) -> None:

@@ -38,6 +38,10 @@ class Captures:
     def __init__(self, model: nn.Module, function_nodes: Sequence[str], use_pre_norm: bool = True) -> None:
         blocks = list(getattr(model, "ResBlocks", ()))
         needed = ("channel_groups", "_store_activations")
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            raise TypeError(
+                "model must be the network itself, got a DistributedDataParallel: give its .module"
+            )
         if not blocks or not all(hasattr(b, name) for b in blocks for name in needed):
             raise TypeError(
                 "model must have ResBlocks with channel_groups and the switch _store_activations, as GSNN "

@@ -86,7 +86,7 @@ def edge_scores(
     ------
     TypeError, ValueError : as for `MagnitudeEdgeInferer`, and a dataloader without samples
     """
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     if not (ridge > 0 and math.isfinite(ridge)):
         raise ValueError(f"ridge must be a positive number, got {ridge!r}")

@@ -58,6 +58,17 @@ class KeptEdges:
         return cls(names, index, {(names[i], names[j]) for i, j in index.T.tolist()}, parents)
 
     @cached_property
+    def _codes(self) -> Index:
+        """source * N + target of each kept edge, ascending."""
+        return np.unique(self.index[0] * len(self.names) + self.index[1])
+
+    def holds(self, source: Index, target: Index) -> NDArray[np.bool_]:
+        """Whether each pair is a kept edge, for (R,) indices; takes no N x N memory, unlike `mask`."""
+        codes = source * len(self.names) + target
+        at = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
+        return self._codes[at] == codes
+
+    @cached_property
     def mask(self) -> NDArray[np.bool_]:
         """(N, N) bool, True at [source, target] of each kept edge."""
         out = np.zeros((len(self.names), len(self.names)), dtype=bool)
@@ -94,7 +105,7 @@ def edge_table(
         "src_idx": source,
         "dst_idx": target,
         score_col: columns[score_col][order],
-        "has_edge": kept.mask[source, target],
+        "has_edge": kept.holds(source, target),
     }
     table.update({name: values[order] for name, values in columns.items() if name != score_col})
     return pd.DataFrame(table)

@@ -16,6 +16,22 @@ AGGREGATORS: dict[str, Callable[[Tensor], Tensor]] = {  # absolute values (N, P,
     "l2": lambda z: z.square().sum(2).sqrt(),
 }
 
+SCORES: dict[str, Callable[[Tensor], Tensor]] = {  # what a weight is worth, by the regressor's `score_mode`
+    "abs": torch.abs,
+    "relu": torch.relu,
+    "signed": torch.clone,
+}
+
+
+def check_aggregators(aggregators: Iterable[str]) -> tuple[str, ...]:
+    """`aggregators` as a tuple of different names of `AGGREGATORS`."""
+    names = (aggregators,) if isinstance(aggregators, str) else tuple(aggregators)
+    if not names or len(set(names)) < len(names) or not set(names) <= set(AGGREGATORS):
+        raise ValueError(
+            f"aggregators must be one or more different ones of {', '.join(AGGREGATORS)}, got {names!r}"
+        )
+    return names
+
 
 def magnitudes(
     captures: Captures,

@@ -26,6 +26,7 @@ class RecentSamples:
         self.batches: list[Tensor] = []
 
     def push(self, batch: Tensor) -> None:
+        """Add a batch, and drop the oldest ones that are not needed to fill the window."""
         batches = [*self.batches, batch]
         surplus = sum(b.shape[-1] for b in batches) - self.size
         while surplus > 0 and len(batches) > 1:
