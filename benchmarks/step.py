@@ -10,6 +10,9 @@ and activations can stay in cache) over the copy bandwidth into a buffer that ex
 multiplications and additions of the products over the rate of a dense matrix product, both measured in the
 same run. The share is that time over the time taken.
 
+With more than one thread, OpenMP's threads are told to sleep while they wait (OMP_WAIT_POLICY): else those of
+PyTorch's own operations keep the processors busy between them.
+
     python benchmarks/step.py --out benchmarks/results/step.csv
     python benchmarks/step.py --alone --threads 2 --out benchmarks/results/step_two_threads.csv
     python benchmarks/step.py --device cuda --dtype bfloat16 --out benchmarks/results/step_cuda_bf16.csv
@@ -19,6 +22,8 @@ same run. The share is that time over the time taken.
 import argparse
 import json
 import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
 import tempfile
 import time
 from collections.abc import Callable

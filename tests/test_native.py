@@ -143,6 +143,22 @@ def test_constant_factors_broadcast(shape, turned):
 
 
 @needs_native
+@pytest.mark.parametrize("samples", [3, 16, 150])
+def test_without_gradients_two_states_take_turns(samples):
+    plan, form = make_plan(), Form(8, (1,), True)
+    state, blocks = make_blocks(plan, form, samples, dtype=torch.float64, optional=True, n_blocks=5)
+    flat = [tensor for weights in blocks for tensor in weights]
+    before = state.detach().clone()
+    expected = block._Stack.apply(form, plan, False, state, *flat)[0]
+    for _ in range(3):  # memory that was given back too early would by now hold something else
+        found = block._CompiledStack.apply(form, plan, False, state, *flat)[0]
+        torch.testing.assert_close(
+            found[plan.row_of_edge], expected[plan.row_of_edge], rtol=1e-10, atol=1e-10
+        )
+    assert torch.equal(state, before)
+
+
+@needs_native
 def test_nodes_without_edges_on_one_side():
     # 0 -> 1 only: node 0 is fed by the input, node 1 feeds the output, node 2 is alone.
     edge_index = torch.tensor([[0, 3, 1], [1, 0, 4]])

@@ -245,22 +245,8 @@ class _CompiledStack(torch.autograd.Function):
     def forward(
         ctx: Any, form: Form, plan: Plan, keep: bool, state: Tensor, *flat: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        samples = state.shape[1]
-        kept: list[Tensor | None] = [state, *flat]
-        statistics: list[Tensor | None] = []
-        aside: list[Tensor] = []
-        now, spare = native.padded(state), None
-        for weights in _split(flat):
-            if keep:
-                kept.append(now)
-            result = native.empty(plan, now.shape, now) if spare is None else spare
-            scale, mean, read = native.forward(now, weights, form, plan, samples, result)
-            spare = None if keep or now.data_ptr() == state.data_ptr() else now
-            now = result
-            if read is not None:
-                aside.append(read)
-            statistics += [scale, mean]
-        return _leave(ctx, form, plan, kept, len(flat), now[:, :samples].contiguous(), statistics, aside)
+        result, states, statistics, aside = native.forward(state, _split(flat), form, plan, keep)
+        return _leave(ctx, form, plan, [state, *flat, *states], len(flat), result, statistics, aside)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *others: Tensor | None) -> Any:
@@ -268,32 +254,14 @@ class _CompiledStack(torch.autograd.Function):
         kept = ctx.saved_tensors
         inputs, states = kept[: ctx.n_flat + 1], kept[ctx.n_flat + 1 :]
         needed = ctx.needs_input_grad[3:]
-        samples = inputs[0].shape[1]
-        blocks, flat_grads = _split(inputs[1:]), []
+        blocks = _split(inputs[1:])
         read_grads = others[2 * len(blocks) :] if form.aside else [None] * len(blocks)
         if grad is None:  # only what was given aside has been used
-            grad = inputs[0].new_zeros(plan.n_rows, samples)
+            grad = torch.zeros_like(inputs[0])
         if torch.is_grad_enabled():
             return None, None, None, *_plain_grads(form, plan, inputs, needed, grad, read_grads)
-        now, spare = native.padded(grad.contiguous()), None
-        dots = torch.empty(len(blocks), plan.n_nodes + 1, dtype=torch.float64)
-        for k in range(len(blocks) - 1, -1, -1):
-            block_needed = (k > 0 or needed[0], *needed[1 + k * N_WEIGHTS : 1 + (k + 1) * N_WEIGHTS])
-            through, weight_grads = native.backward(
-                now, states[k], blocks[k], form, plan, samples, read_grads[k], block_needed, spare, dots[k]
-            )
-            flat_grads.append(weight_grads)
-            if through is not None:  # the gradient that came from outside is not ours to write to
-                now, spare = through, now if k < len(blocks) - 1 else None
-        state_grad = now[:, :samples].contiguous() if needed[0] else None
-        sums = dots.sum(1).to(grad.dtype).unbind()
-        residual_grads = [
-            None if w.residual is None else torch.where(w.residual > 0, total, 0)
-            for w, total in zip(blocks, sums, strict=True)
-        ]
-        for weight_grads, of_residual in zip(reversed(flat_grads), residual_grads, strict=True):
-            weight_grads += [of_residual, None]
-        return None, None, None, state_grad, *(g for grads in reversed(flat_grads) for g in grads)
+        state_grad, grads = native.backward(grad, states, blocks, form, plan, read_grads, needed)
+        return None, None, None, state_grad, *(g for of_block in grads for g in of_block)
 
 
 def _leave(

@@ -35,7 +35,7 @@ LANES = 16
 # Multiplications below which a second thread costs more than it saves.
 _WORTH_A_THREAD = 2_000_000
 # Of `gsnn_version` in blocks.c: a library with other structures must not be called.
-_VERSION = 1
+_VERSION = 2
 _SHARES = 16
 _POOLED = 1 << 15  # elements
 _LINE = 64
@@ -93,8 +93,8 @@ def _load() -> tuple[ctypes.CDLL | None, int]:
             stacklevel=2,
         )
         return None, 0
-    pointers = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
-    library.gsnn_pass.argtypes = (ctypes.c_int, ctypes.c_int, *pointers, ctypes.c_int64)
+    pointer, integer = ctypes.c_void_p, ctypes.c_int64
+    library.gsnn_passes.argtypes = (ctypes.c_int, ctypes.c_int, pointer, pointer, integer, pointer, integer)
     return library, library.gsnn_level()
 
 
@@ -222,19 +222,21 @@ def _pool(threads: int) -> ThreadPoolExecutor:
         return _workers
 
 
-def _run(plan: Plan, block: BlockArguments, backward: int) -> None:
-    """One forward (0) or backward (1) pass of a block, on ``torch.get_num_threads()`` threads."""
+def _run(plan: Plan, blocks: Sequence[BlockArguments], backward: int) -> None:
+    """Forward (0) or backward (1) passes of blocks in turn, on ``torch.get_num_threads()`` threads."""
     assert _library is not None
     compiled = _of(plan)
     threads = torch.get_num_threads()
-    if threads > 1 and compiled.work * block.channels * block.width < _WORTH_A_THREAD:
+    if threads > 1 and compiled.work * blocks[0].channels * blocks[0].width < _WORTH_A_THREAD:
         threads = 1
     # Small shares, so that a thread that comes late does less.
     share = plan.n_nodes if threads == 1 else max(plan.n_nodes // (_SHARES * threads), 1)
-    taken = ctypes.byref(ctypes.c_int64(0))
-    arguments = (_level, backward, compiled.pointer, ctypes.byref(block), taken, share)
-    waiting = [_pool(threads).submit(_library.gsnn_pass, *arguments) for _ in range(threads - 1)]
-    failed = _library.gsnn_pass(*arguments)
+    n = len(blocks)
+    array = (BlockArguments * n)(*blocks)
+    turns = (ctypes.c_int64 * (2 * n + 1))()
+    arguments = (_level, backward, compiled.pointer, ctypes.byref(array), n, ctypes.byref(turns), share)
+    waiting = [_pool(threads).submit(_library.gsnn_passes, *arguments) for _ in range(threads - 1)]
+    failed = _library.gsnn_passes(*arguments)
     for task in waiting:
         failed |= task.result()
     if failed:
@@ -263,72 +265,103 @@ def _inputs(state: Tensor, w: "Weights", form: "Form", plan: Plan, samples: int)
 
 
 def forward(
-    state: Tensor, w: "Weights", form: "Form", plan: Plan, samples: int, result: Tensor
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Write the new state into ``result``.
+    state: Tensor, weights: Sequence["Weights"], form: "Form", plan: Plan, keep: bool
+) -> tuple[Tensor, list[Tensor], list[Tensor | None], list[Tensor]]:
+    """Run the blocks one after the other.
 
     Args:
-        state: (R, W), padded.
-        w: the block's tensors.
-        form: what it computes.
+        state: (R, B).
+        weights: the tensors of each block.
+        form: what each computes.
         plan: the network's plan.
-        samples: B, of which W is the padded number.
-        result: (R, W), contiguous, not ``state``.
+        keep: keep the state that enters each block, for :func:`backward`.
 
     Returns:
-        For a norm over the batch ``1 / sqrt(v + 1e-5)`` and the mean, (N, 1, 1) or (N, C, 1), else None;
-        for ``form.aside`` the activations (N, C, B), else None.
+        The new state (R, B); the kept states, (R, W) with W the padded B; for each block
+        ``1 / sqrt(v + 1e-5)`` and the mean, (N, 1, 1) or (N, C, 1) where the norm is over the batch, else
+        None and None; for ``form.aside`` the activations (N, C, B) of each block.
     """
-    scale = mean = aside = None
-    if form.over_batch and form.dims is not None:
-        scale, mean = (state.new_empty(plan.n_nodes, 1 if 1 in form.dims else form.channels, 1) for _ in "sm")
-    if form.aside:
-        aside = empty(plan, (plan.n_nodes, form.channels, samples), state)
-    outputs = _pointers((result, aside, scale, mean))
-    _run(plan, BlockArguments(*_inputs(state, w, form, plan, samples), *outputs), 0)
-    return scale, mean, aside
+    samples = state.shape[1]
+    now = padded(state)
+    kept, statistics, aside, blocks = [], [], [], []
+    alive = [now]  # what the blocks point to lives until they have run
+    spare: list[Tensor] = []
+    for w in weights:
+        result = spare.pop() if spare else empty(plan, now.shape, now)
+        scale = mean = read = None
+        if form.over_batch and form.dims is not None:
+            shape = (plan.n_nodes, 1 if 1 in form.dims else form.channels, 1)
+            scale, mean = now.new_empty(shape), now.new_empty(shape)
+        if form.aside:
+            read = empty(plan, (plan.n_nodes, form.channels, samples), now)
+            aside.append(read)
+        statistics += [scale, mean]
+        outputs = _pointers((result, read, scale, mean))
+        blocks.append(BlockArguments(*_inputs(now, w, form, plan, samples), *outputs))
+        if keep:
+            kept.append(now)
+        elif len(blocks) > 1:  # the state that came in is not ours to write to
+            spare.append(now)
+        now = result
+        alive.append(now)
+    _run(plan, blocks, 0)
+    return now[:, :samples].contiguous(), kept, statistics, aside
 
 
 def backward(
     grad: Tensor,
-    state: Tensor,
-    w: "Weights",
+    states: Sequence[Tensor],
+    weights: Sequence["Weights"],
     form: "Form",
     plan: Plan,
-    samples: int,
-    read_grad: Tensor | None,
+    read_grads: Sequence[Tensor | None],
     needed: Sequence[bool],
-    spare: Tensor | None,
-    dots: Tensor,
-) -> tuple[Tensor | None, list[Tensor | None]]:
+) -> tuple[Tensor | None, list[list[Tensor | None]]]:
     """Gradients of :func:`forward`.
 
     Args:
-        grad: (R, W) for the block's result, padding columns zero.
-        state: (R, W) that entered the block.
-        w, form, plan, samples: as in :func:`forward`.
-        read_grad: (N, C, B) further gradient for the activations given aside, or None.
-        needed: whether the state, then each field of ``w``, needs its gradient.
-        spare: (R, W) memory for the gradient of the state, or None.
-        dots: (N + 1,) float64 to write to, where ``w.residual`` needs its gradient; its sum is that of
-            ``grad * state``. Kept by place, not by thread, so that the number of threads does not matter.
+        grad: (R, B) for the new state.
+        states: what :func:`forward` kept.
+        weights, form, plan: as there.
+        read_grads: (N, C, B) of each block, further gradients for the activations given aside, or None.
+        needed: whether the state, then each tensor of each block, needs its gradient.
 
     Returns:
-        The gradient (R, W) for the state, and those for the fields of ``w`` but the last two; None where
-        not needed.
+        The gradient (R, B) for the state, and for each block those for its tensors; None where not needed.
     """
-    if read_grad is not None:
-        read_grad = read_grad.contiguous()
-    through = None
-    if needed[0]:
-        through = empty(plan, state.shape, state) if spare is None else spare
-    norm = needed[3] or needed[4]
-    wanted = (needed[1], needed[2], norm, norm, needed[5], needed[6])
-    grads = [
-        empty(plan, tensor.shape, tensor) if want and tensor is not None else None
-        for want, tensor in zip(wanted, w, strict=False)
-    ]
-    outputs = _pointers((grad, read_grad, through, *grads, dots if needed[7] else None))
-    inputs = _inputs(state, w, form, plan, samples)
-    _run(plan, BlockArguments(*inputs, None, None, None, None, *outputs), 1)
-    return through, grads
+    samples, n_fields = grad.shape[1], len(weights[0])
+    now = padded(grad.contiguous())
+    # Summed by place, not by thread, so that the number of threads does not matter.
+    dots = torch.empty(len(weights), plan.n_nodes + 1, dtype=torch.float64)
+    grads: list[list[Tensor | None]] = []
+    blocks: list[BlockArguments] = []
+    alive: list[Tensor | None] = []  # as in the forward pass
+    spare: list[Tensor] = []
+    for k in range(len(weights) - 1, -1, -1):
+        w, wanted = weights[k], needed[1 + k * n_fields : 1 + (k + 1) * n_fields]
+        norm = wanted[2] or wanted[3]
+        grads.append(
+            [
+                empty(plan, tensor.shape, tensor) if want and tensor is not None else None
+                for want, tensor in zip((*wanted[:2], norm, norm, *wanted[4:6]), w, strict=False)
+            ]
+        )
+        through = None
+        if k > 0 or needed[0]:
+            through = spare.pop() if spare else empty(plan, now.shape, now)
+        read_grad = read_grads[k]
+        if read_grad is not None:
+            read_grad = read_grad.contiguous()
+        alive += [now, read_grad]
+        tensors = (now, read_grad, through, *grads[-1], dots[k] if wanted[6] else None)
+        inputs = _inputs(states[k], w, form, plan, samples)
+        blocks.append(BlockArguments(*inputs, None, None, None, None, *_pointers(tensors)))
+        if through is not None:
+            if k < len(weights) - 1:  # the gradient that came from outside is not ours to write to
+                spare.append(now)
+            now = through
+    _run(plan, blocks, 1)
+    sums = dots.sum(1).to(grad.dtype).unbind()
+    for w, total, of_block in zip(weights, sums, reversed(grads), strict=True):
+        of_block += [None if w.residual is None else torch.where(w.residual > 0, total, 0), None]
+    return now[:, :samples].contiguous() if needed[0] else None, grads[::-1]

@@ -53,14 +53,10 @@ static REAL NAME(row_dot)(const REAL *a, const REAL *b, int64_t n) {
     return t;
 }
 
-static inline vec NAME(choose)(ivec mask, vec yes, vec no) {
-    return (vec)((mask & (ivec)yes) | (~mask & (ivec)no));
-}
-
 /* exp(x) - 1 for x <= 0: 2^k (expm1(r) + 1) - 1 with x = k log 2 + r, which is exact near 0 too. */
 static inline vec NAME(expm1)(vec x) {
     const vec low = (vec){0} + EXP_LOW;
-    x = NAME(choose)(x < low, low, x); /* keeps NaN */
+    x = AT_LEAST(low, x);
     vec shifted = x * (REAL)1.44269504088896340736 + EXP_MAGIC;
     vec k = shifted - EXP_MAGIC;
     vec r = x - k * EXP_LN2_HIGH - k * EXP_LN2_LOW;
@@ -73,9 +69,8 @@ static inline vec NAME(expm1)(vec x) {
 }
 
 static inline vec NAME(elu)(vec z) {
-    vec zero = {0};
-    ivec positive = z > zero;
-    return NAME(choose)(positive, z, NAME(expm1)(NAME(choose)(positive, zero, z)));
+    const vec zero = {0};
+    return IF_POSITIVE(z, z, NAME(expm1)(IF_POSITIVE(z, zero, z)));
 }
 
 /* out[c] = bias[c] + sum over edges of w[e][c] x[e]; a register tile of rows x vectors. */
@@ -308,12 +303,12 @@ static int64_t NAME(slice)(const block_t *k) {
     return k->norm == PER_NODE || k->norm == PER_CHANNEL || k->width < SLICE ? k->width : SLICE;
 }
 
-static int NAME(forward)(const plan_t *plan, const block_t *k, int64_t *taken, int64_t share) {
+static int64_t NAME(forward)(const plan_t *plan, const block_t *k, int64_t *taken, int64_t share) {
     NAME(scratch) s;
     const int64_t C = k->channels, slice = NAME(slice)(k);
     const REAL gate = (REAL)k->gate, *state = k->state, *values = k->out_values, *biases = k->out_bias;
     REAL *result = k->result, *aside = k->aside;
-    if (NAME(prepare)(&s, plan, k, slice)) return 1;
+    if (NAME(prepare)(&s, plan, k, slice)) return -1;
     FOR_EACH_SHARE(plan, place, taken, share) {
         for (int64_t b0 = 0; b0 < k->width; b0 += slice) {
             const int64_t width = k->width - b0 < slice ? k->width - b0 : slice;
@@ -341,7 +336,7 @@ static int NAME(forward)(const plan_t *plan, const block_t *k, int64_t *taken, i
         }
     }
     free(s.memory);
-    if (!first_here) return 0;
+    if (!first_here) return here;
     for (int64_t i = 0; i < plan->n_fed; i++) {
         const REAL bias = biases ? biases[plan->fed_edge[i]] : 0;
         const int64_t row = plan->fed_row[i] * k->width;
@@ -349,7 +344,7 @@ static int NAME(forward)(const plan_t *plan, const block_t *k, int64_t *taken, i
     }
     for (int64_t i = 0; i < plan->n_pad; i++)
         for (int64_t b = 0; b < k->width; b++) result[plan->pad_row[i] * k->width + b] = 0;
-    return 0;
+    return here;
 }
 
 /* The gradient for z in place of that for elu(norm(z)), and those of the norm's scale and shift. */
@@ -402,13 +397,13 @@ static void NAME(norm_grads)(const block_t *k, int64_t node, int64_t width, NAME
     }
 }
 
-static int NAME(backward)(const plan_t *plan, const block_t *k, int64_t *taken, int64_t share) {
+static int64_t NAME(backward)(const plan_t *plan, const block_t *k, int64_t *taken, int64_t share) {
     NAME(scratch) s;
     const int64_t C = k->channels, slice = NAME(slice)(k);
     const REAL gate = (REAL)k->gate, *grad = k->grad;
     REAL *next = k->next, *bias_grad = k->out_bias_grad;
     double *dots = k->dots;
-    if (NAME(prepare)(&s, plan, k, slice)) return 1;
+    if (NAME(prepare)(&s, plan, k, slice)) return -1;
     FOR_EACH_SHARE(plan, place, taken, share) {
         const int64_t node = plan->node[place];
         double dot = 0;
@@ -445,8 +440,8 @@ static int NAME(backward)(const plan_t *plan, const block_t *k, int64_t *taken, 
             }
             if (k->factor) NAME(scale_rows)(s.grad, s.grad, k, place, b0, width);
             for (int64_t i = 0; i < size; i += LANES) {
-                vec a = CAT(s.active + i), zero = {0}, g = CAT(s.grad + i);
-                AT(s.grad + i) = NAME(choose)(a > zero, g, g * (a + 1));
+                const vec a = CAT(s.active + i), g = CAT(s.grad + i);
+                AT(s.grad + i) = IF_POSITIVE(a, g, g * a + g);
             }
             NAME(norm_grads)(k, node, width, &s, add);
 
@@ -472,7 +467,7 @@ static int NAME(backward)(const plan_t *plan, const block_t *k, int64_t *taken, 
         if (dots) dots[place] = dot;
     }
     free(s.memory);
-    if (!first_here) return 0;
+    if (!first_here) return here;
     double dot = 0;
     for (int64_t i = 0; i < plan->n_unread; i++) {
         const int64_t row = plan->unread_row[i] * k->width;
@@ -486,7 +481,7 @@ static int NAME(backward)(const plan_t *plan, const block_t *k, int64_t *taken, 
     if (next)
         for (int64_t i = 0; i < plan->n_pad; i++)
             for (int64_t b = 0; b < k->width; b++) next[plan->pad_row[i] * k->width + b] = 0;
-    return 0;
+    return here;
 }
 
 #undef vec

@@ -7,6 +7,8 @@
 #define NAME(x) LEVEL_NAME(x##_f_, LEVEL)
 #define LEVEL_NAME(x, level) JOIN(x, level)
 #define SQRT sqrtf
+#define IF_POSITIVE IF_POSITIVE_f
+#define AT_LEAST AT_LEAST_f
 #define TERMS TERMS_f
 #define EXP_LOW -87.0f
 #define EXP_MAGIC 12582912.0f /* 1.5 * 2^23: adding it rounds to an integer */
@@ -21,6 +23,8 @@
 #undef HALF
 #undef NAME
 #undef SQRT
+#undef IF_POSITIVE
+#undef AT_LEAST
 #undef TERMS
 #undef EXP_LOW
 #undef EXP_MAGIC
@@ -35,6 +39,8 @@
 #define HALF DOUBLE_HALF
 #define NAME(x) LEVEL_NAME(x##_d_, LEVEL)
 #define SQRT sqrt
+#define IF_POSITIVE IF_POSITIVE_d
+#define AT_LEAST AT_LEAST_d
 #define TERMS TERMS_d
 #define EXP_LOW -708.0
 #define EXP_MAGIC 6755399441055744.0 /* 1.5 * 2^52 */
@@ -50,6 +56,8 @@
 #undef NAME
 #undef LEVEL_NAME
 #undef SQRT
+#undef IF_POSITIVE
+#undef AT_LEAST
 #undef TERMS
 #undef EXP_LOW
 #undef EXP_MAGIC
@@ -63,3 +71,7 @@
 #undef DOUBLE_LANES
 #undef DOUBLE_HALF
 #undef TILE
+#undef IF_POSITIVE_f
+#undef IF_POSITIVE_d
+#undef AT_LEAST_f
+#undef AT_LEAST_d
