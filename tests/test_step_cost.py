@@ -59,7 +59,7 @@ SMALL, LARGE = (50, 87, 8, 64, 6), (1000, 8000, 16, 64, 4)  # N, edges between t
 
 @pytest.mark.parametrize(
     ("compiled", "size", "most_operations", "most_megabytes"),
-    [(True, SMALL, 121, 1.3), (True, LARGE, 75, 33.0), (False, SMALL, 405, 8.5), (False, LARGE, 500, 210.0)],
+    [(True, SMALL, 111, 1.26), (True, LARGE, 70, 32.5), (False, SMALL, 403, 8.5), (False, LARGE, 500, 210.0)],
 )
 def test_a_step_needs_no_more_operations_and_memory_than_it_did(
     compiled, size, most_operations, most_megabytes, monkeypatch
