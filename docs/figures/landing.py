@@ -161,7 +161,7 @@ def main() -> None:
         for ax in (left, right):
             ax.set_aspect("equal")
             ax.set_axis_off()
-        figure.savefig(OUT, metadata={"Date": None})
+        figure.savefig(OUT, metadata={"Date": None}, bbox_inches="tight", pad_inches=0.1)
         plt.close(figure)
 
 
