@@ -199,6 +199,15 @@ def test_what_is_not_finite_reaches_the_outputs():
 
 
 @needs_native
+def test_no_sample_gives_no_gradient():
+    model = GSNN(*graph(), 4, 2)
+    output = model(torch.randn(0, 5))
+    assert output.shape == (0, 4)
+    output.sum().backward()
+    assert all(not parameter.grad.any() for parameter in model.parameters())
+
+
+@needs_native
 def test_elu_is_exact_near_zero_and_far_from_it():
     # One node, one edge in, one out, all weights 1: the result is elu(x).
     plan = Plan(torch.tensor([[1, 0], [0, 2]]), 1, 1, 1)

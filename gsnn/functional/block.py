@@ -320,7 +320,7 @@ def run_blocks(
     # A factor that broadcasts over (N, C, B) is read by its strides, whatever they are.
     every = [state, *(tensor for block in blocks for tensor in block[:-1])]
     keep = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in every)
-    stack = _CompiledStack if native.usable(every) else _Stack
+    stack = _CompiledStack if state.shape[1] and native.usable(every) else _Stack
     state, *others = stack.apply(form, plan, keep, state, *flat)
     statistics, aside = others[: 2 * len(blocks)], others[2 * len(blocks) :]
     return state, list(zip(statistics[::2], statistics[1::2], strict=True)), aside

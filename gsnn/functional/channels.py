@@ -27,7 +27,7 @@ def unit_scale_grads(
     grad: Tensor, unit: Tensor, scale: Tensor, weight: Tensor | None, dims: Dims, centre: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Gradients of ``weight * unit + bias`` for (z, weight, bias)."""
-    count = unit.numel() // scale.numel()
+    count = math.prod(unit.shape[dim] for dim in dims) or 1
     product = grad * unit
     product_sum = product.sum(dims, keepdim=True)
     z_grad = torch.sub(grad, torch.mul(unit, product_sum / count, out=product), out=product)
