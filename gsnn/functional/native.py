@@ -35,7 +35,7 @@ LANES = 16
 # Multiplications below which a second thread costs more than it saves.
 _WORTH_A_THREAD = 2_000_000
 # Of `gsnn_version` in blocks.c: a library with other structures must not be called.
-_VERSION = 2
+_VERSION = 3
 _SHARES = 16
 _POOLED = 1 << 15  # elements
 _LINE = 64
@@ -61,8 +61,10 @@ _INTEGERS = ("is_double", "channels", "samples", "width", "norm", "centre")
 _WEIGHTS = ("state", "in_values", "in_bias", "scale", "shift", "out_values", "out_bias", "factor")
 _STRIDES = ("factor_node", "factor_channel", "factor_sample")
 _FORWARD = ("result", "aside", "stat_scale", "stat_mean")
+_GIVEN = ("grad", "read_grad")
+_READ_STRIDES = ("read_node", "read_channel", "read_sample")
 _BACKWARD = (
-    *("grad", "read_grad", "next", "in_values_grad", "in_bias_grad", "scale_grad", "shift_grad"),
+    *("next", "in_values_grad", "in_bias_grad", "scale_grad", "shift_grad"),
     *("out_values_grad", "out_bias_grad", "dots"),
 )
 
@@ -75,7 +77,9 @@ class BlockArguments(ctypes.Structure):
         ("gate", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in _WEIGHTS),
         *((name, ctypes.c_int64) for name in _STRIDES),
-        *((name, ctypes.c_void_p) for name in (*_FORWARD, *_BACKWARD)),
+        *((name, ctypes.c_void_p) for name in (*_FORWARD, *_GIVEN)),
+        *((name, ctypes.c_int64) for name in _READ_STRIDES),
+        *((name, ctypes.c_void_p) for name in _BACKWARD),
     )
 
 
@@ -335,7 +339,7 @@ def backward(
     dots = torch.empty(len(weights), plan.n_nodes + 1, dtype=torch.float64)
     grads: list[list[Tensor | None]] = []
     blocks: list[BlockArguments] = []
-    alive: list[Tensor | None] = []  # as in the forward pass
+    alive: list[Tensor] = []  # as in the forward pass
     spare: list[Tensor] = []
     for k in range(len(weights) - 1, -1, -1):
         w, wanted = weights[k], needed[1 + k * n_fields : 1 + (k + 1) * n_fields]
@@ -349,13 +353,13 @@ def backward(
         through = None
         if k > 0 or needed[0]:
             through = spare.pop() if spare else empty(plan, now.shape, now)
+        alive.append(now)
         read_grad = read_grads[k]
-        if read_grad is not None:
-            read_grad = read_grad.contiguous()
-        alive += [now, read_grad]
-        tensors = (now, read_grad, through, *grads[-1], dots[k] if wanted[6] else None)
+        strides = (0, 0, 0) if read_grad is None else read_grad.stride()
         inputs = _inputs(states[k], w, form, plan, samples)
-        blocks.append(BlockArguments(*inputs, None, None, None, None, *_pointers(tensors)))
+        given = (None, None, None, None, *_pointers((now, read_grad)), *strides)
+        written = _pointers((through, *grads[-1], dots[k] if wanted[6] else None))
+        blocks.append(BlockArguments(*inputs, *given, *written))
         if through is not None:
             if k < len(weights) - 1:  # the gradient that came from outside is not ours to write to
                 spare.append(now)

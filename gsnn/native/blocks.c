@@ -52,6 +52,7 @@ typedef struct {
     void *result, *aside, *stat_scale, *stat_mean;
     /* backward */
     const void *grad, *read_grad;
+    int64_t read_node, read_channel, read_sample;
     void *next, *in_values_grad, *in_bias_grad, *scale_grad, *shift_grad, *out_values_grad, *out_bias_grad;
     double *dots;
 } block_t;
@@ -141,7 +142,7 @@ TARGET_END
 #include "level.h"
 
 /* Raised with every change of the structures, so that an old build is not called with new ones. */
-EXPORT int gsnn_version(void) { return 2; }
+EXPORT int gsnn_version(void) { return 3; }
 
 /* What this machine runs: 2 for AVX-512, 1 for AVX2, 0 for anything else. */
 EXPORT int gsnn_level(void) {

@@ -434,8 +434,13 @@ static int64_t NAME(backward)(const plan_t *plan, const block_t *k, int64_t *tak
             if (k->read_grad) {
                 const int64_t count = k->samples - b0 < width ? k->samples - b0 : width;
                 for (int64_t c = 0; c < C; c++) {
-                    const REAL *more = (const REAL *)k->read_grad + (place * C + c) * k->samples + b0;
-                    for (int64_t b = 0; b < count; b++) s.grad[c * width + b] += more[b];
+                    const REAL *more = (const REAL *)k->read_grad + place * k->read_node + c * k->read_channel;
+                    REAL *to = s.grad + c * width;
+                    more += b0 * k->read_sample;
+                    if (k->read_sample == 1)
+                        for (int64_t b = 0; b < count; b++) to[b] += more[b];
+                    else
+                        for (int64_t b = 0; b < count; b++) to[b] += more[b * k->read_sample];
                 }
             }
             if (k->factor) NAME(scale_rows)(s.grad, s.grad, k, place, b0, width);
