@@ -14,7 +14,7 @@ With more than one thread, OpenMP's threads are told to sleep while they wait (O
 PyTorch's own operations keep the processors busy between them.
 
     python benchmarks/step.py --out benchmarks/results/step.csv
-    python benchmarks/step.py --alone --threads 2 --out benchmarks/results/step_two_threads.csv
+    python benchmarks/step.py --against none --threads 2 --out benchmarks/results/step_two_threads.csv
     python benchmarks/step.py --device cuda --dtype bfloat16 --out benchmarks/results/step_cuda_bf16.csv
     python benchmarks/step.py --scaling benchmarks/results/step_scaling.csv   # cost against E, with a figure
 """
@@ -172,11 +172,13 @@ def time_turns(
 
 
 def measure(
-    model: GSNN, samples: int, repeats: int, device: torch.device, dtype: torch.dtype, alone: bool
+    model: GSNN, samples: int, repeats: int, device: torch.device, dtype: torch.dtype, rivals: str
 ) -> dict[str, float]:
     model = model.to(device)
     networks = {"gsnn": model.to(dtype)}
-    if not alone and dtype == torch.float32:
+    if rivals == "compile":
+        networks["compile"] = torch.compile(model)
+    if rivals == "all" and dtype == torch.float32:
         networks |= {name: network.to(device) for name, network in baselines(model).items()}
     x = torch.randn(samples, int(model.input_node_mask.sum())).to(device, dtype)
     y = torch.randn(samples, int(model.output_node_mask.sum())).to(device, dtype)
@@ -210,8 +212,10 @@ def measure(
         "share_of_roofline": limit / steps["gsnn"],
     }
     if others:
-        row |= {"speedup": steps["gather"] / steps["gsnn"], "speedup_over_best": min(others) / steps["gsnn"]}
-    if device.type == "cpu" and others:
+        row["speedup_over_best"] = min(others) / steps["gsnn"]
+    if "gather" in steps:
+        row["speedup"] = steps["gather"] / steps["gsnn"]
+    if device.type == "cpu" and "gather" in steps:
         used = {
             name: peak_bytes(network, parameters, x, y)
             for name, network in networks.items()
@@ -276,7 +280,12 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--sizes", type=int, nargs="*", help="which of the sizes, from 0 on; all by default")
-    parser.add_argument("--alone", action="store_true", help="this package only")
+    parser.add_argument(
+        "--against",
+        choices=("all", "none", "compile"),
+        default="all",
+        help="compile: torch.compile of the same",
+    )
     parser.add_argument("--out", type=Path, help="CSV to write")
     parser.add_argument("--scaling", type=Path, help="measure cost against E instead: CSV, and PNG beside it")
     arguments = parser.parse_args()
@@ -299,7 +308,7 @@ def main() -> None:
         if model is None:
             print(f"the OmniPath network is left out: no {FOLDER / 'lembas_ligand'}")
             continue
-        rows.append(measure(model, samples, arguments.repeats, device, dtype, arguments.alone))
+        rows.append(measure(model, samples, arguments.repeats, device, dtype, arguments.against))
         print(pd.Series(rows[-1]).round(3).to_string(), "\n", flush=True)
     table = pd.DataFrame(rows).round(3)
     if arguments.out:
