@@ -47,6 +47,7 @@ def gradient_errors(graphs: int) -> dict[str, float]:
         for seed in range(graphs):
             generator = torch.Generator().manual_seed(seed)
             edges, names = random_graph(generator, n_function=10 + 5 * seed, density=0.15)
+            torch.manual_seed(seed)
             model = GSNN(edges, names, 4, 4, norm=norm, share_layers=seed % 2 == 0).double()
             with torch.no_grad():
                 for parameter in model.parameters():

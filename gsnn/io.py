@@ -51,7 +51,8 @@ def save(
         ValueError: the nonlinearity is not an activation class of ``torch.nn``.
     """
     if not isinstance(model, GSNN):
-        raise TypeError(f"model must be a GSNN, got {type(model).__name__}")
+        hint = ": give its ._orig_mod" if hasattr(model, "_orig_mod") else ""
+        raise TypeError(f"model must be a GSNN, got {type(model).__name__}{hint}")
     scaling = scaling_of(model) if scaling is None else scaling
     tensors, ties = untied(model.state_dict())
     edge_index = model.graph.edge_index_dict

@@ -58,7 +58,7 @@ def settle(data: Data, options: Options) -> Options:
     options = replace(options, layers=layers, epochs=epochs)
     try:
         new_model(data, options, options.seed).to(options.device)
-    except RuntimeError as err:
+    except (RuntimeError, AssertionError) as err:  # a build without CUDA asserts
         raise ValueError(f"device {options.device!r} cannot be used: {err}") from None
     return options
 

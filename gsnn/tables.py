@@ -132,6 +132,15 @@ def _untyped_graph(
             GraphWarning,
             stacklevel=3,
         )
+    feeding = {*between[0].tolist(), *out_of[0].tolist()}
+    idle = [name for i, name in enumerate(names["function"]) if i in fed and i not in feeding]
+    if idle:
+        warnings.warn(
+            f"{edges} has no column 'etype' and there is no table of nodes, so {len(idle)} name(s) that "
+            f"point to nothing, and that {y_name} lacks, were taken for function nodes: {some_names(idle)}",
+            GraphWarning,
+            stacklevel=3,
+        )
     return graph
 
 

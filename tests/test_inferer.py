@@ -513,6 +513,12 @@ def test_a_wrapped_model():
         MagnitudeEdgeInferer(Wrapped(), small_graph())
 
 
+def test_a_compiled_model_is_refused():
+    compiled = torch.compile(small_model(small_graph()), backend="eager")
+    with pytest.raises(TypeError, match=r"got one made by torch.compile: give its \._orig_mod"):
+        MagnitudeEdgeInferer(compiled, small_graph())
+
+
 def test_process_groups_that_cannot_be_used():
     mei = MagnitudeEdgeInferer(small_model(small_graph()), small_graph())
     with pytest.raises(RuntimeError, match="process_group=True needs torch.distributed: call"):

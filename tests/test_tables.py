@@ -91,6 +91,15 @@ def test_an_input_that_x_lacks_is_pointed_out_where_edges_have_no_types(files):
         load(paths)
 
 
+def test_an_output_that_y_lacks_is_pointed_out_where_edges_have_no_types(files):
+    paths = files(
+        edges=lambda t: "\n".join("\t".join(r.split("\t")[:2]) for r in t.strip("\n").split("\n")),
+        y=lambda t: "\n".join("\t".join(r.split("\t")[:2]) for r in t.strip("\n").split("\n")),
+    )
+    with pytest.warns(GraphWarning, match=r"1 name\(s\) that point to nothing, and that .* lacks"):
+        load(paths)
+
+
 def replace(old, new):
     return lambda text: text.replace(old, new)
 

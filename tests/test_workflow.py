@@ -194,6 +194,11 @@ def test_a_failed_run_leaves_no_result(paths, tmp_path, monkeypatch):
         ({"lr": -1.0}, "lr must be a positive number, got -1.0"),
         ({"epochs": 0}, "epochs must be a positive int, got 0"),
         ({"device": "abacus"}, "device 'abacus' cannot be used"),
+        pytest.param(
+            {"device": "cuda"},
+            "device 'cuda' cannot be used",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
     ],
 )
 def test_bad_options_stop_before_any_work(paths, tmp_path, monkeypatch, options, message):

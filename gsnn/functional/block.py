@@ -4,7 +4,8 @@
 ``lin_out`` with its residual. One operation keeps a few tensors per block for the backward pass and
 spares autograd's bookkeeping between the steps, which is where a small network's time goes. Anything
 else, and any block whose captures lie on the way to its output, runs as the separate operations of
-:mod:`gsnn.functional.sparse` and :mod:`gsnn.functional.channels`.
+:mod:`gsnn.functional.sparse` and :mod:`gsnn.functional.channels`. On the CPU the same is handed to
+:mod:`gsnn.functional.native` where that is there; it keeps only the state that enters each block.
 """
 
 from collections.abc import Sequence
@@ -260,6 +261,8 @@ class _CompiledStack(torch.autograd.Function):
             grad = torch.zeros_like(inputs[0])
         if torch.is_grad_enabled():
             return None, None, None, *_plain_grads(form, plan, inputs, needed, grad, read_grads)
+        if not native.usable([*states, *(tensor for block in blocks for tensor in block[:-1])]):
+            raise RuntimeError("saved tensors must come back as they were saved, contiguous and of one type")
         state_grad, grads = native.backward(grad, states, blocks, form, plan, read_grads, needed)
         return None, None, None, state_grad, *(g for of_block in grads for g in of_block)
 
@@ -300,6 +303,18 @@ def _plain_grads(
     return differentiable_grads(outputs, inputs, needed, given)
 
 
+def _fits(w: Weights, form: Form, plan: Plan, state: Tensor) -> bool:
+    """Whether compiled code stays inside the tensors; PyTorch's operations tell what is wrong with others."""
+    N, C = plan.n_nodes, form.channels
+    sizes = (len(plan.in_edges) * C, N * C, N, N, len(plan.out_edges) * C, len(plan.row_of_edge), 1)
+    factor = w.factor
+    return (
+        all(tensor is None or tensor.numel() == size for tensor, size in zip(w, sizes, strict=False))
+        and (w.scale is None) == (w.shift is None)
+        and (factor is None or (factor.dtype is state.dtype and factor.device == state.device))
+    )
+
+
 def run_blocks(
     state: Tensor, blocks: Sequence[Weights], form: Form, plan: Plan
 ) -> tuple[Tensor, list[tuple[Tensor | None, Tensor | None]], list[Tensor]]:
@@ -320,7 +335,13 @@ def run_blocks(
     # A factor that broadcasts over (N, C, B) is read by its strides, whatever they are.
     every = [state, *(tensor for block in blocks for tensor in block[:-1])]
     keep = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in every)
-    stack = _CompiledStack if state.shape[1] and native.usable(every) else _Stack
+    usable = (
+        state.shape[1] > 0
+        and state.shape[0] == plan.n_rows
+        and native.usable(every)
+        and all(_fits(block, form, plan, state) for block in blocks)
+    )
+    stack = _CompiledStack if usable else _Stack
     state, *others = stack.apply(form, plan, keep, state, *flat)
     statistics, aside = others[: 2 * len(blocks)], others[2 * len(blocks) :]
     return state, list(zip(statistics[::2], statistics[1::2], strict=True)), aside

@@ -8,6 +8,7 @@ nodes and write disjoint memory, so results do not depend on their number.
 The environment variable ``GSNN_NATIVE=0``, read on import, turns them off.
 """
 
+import contextlib
 import ctypes
 import math
 import os
@@ -16,7 +17,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,11 +90,15 @@ def _load() -> tuple[ctypes.CDLL | None, int]:
     )
     if os.environ.get("GSNN_NATIVE") == "0" or not path.exists() or ctypes.sizeof(ctypes.c_void_p) != 8:
         return None, 0
-    library = ctypes.CDLL(str(path))
-    if library.gsnn_version() != _VERSION:
+    try:
+        library = ctypes.CDLL(str(path))
+        current = library.gsnn_version() == _VERSION
+    except (OSError, AttributeError):  # of another machine, or damaged
+        current = False
+    if not current:
         warnings.warn(
-            f"{path.name} was built from another version of the package and is not used: reinstall it "
-            "(pip install -e .)",
+            f"{path.name} was built from another version of the package or for another machine and is not "
+            "used: reinstall it (pip install -e .)",
             stacklevel=2,
         )
         return None, 0
@@ -114,10 +119,9 @@ def usable(tensors: Sequence[Tensor | None]) -> bool:
     """Whether a pass can run on these: all on the CPU, contiguous and of one supported type."""
     if _library is None:
         return False
-    dtype = next(t.dtype for t in tensors if t is not None)
-    return dtype in (torch.float32, torch.float64) and all(
-        t is None or (t.dtype == dtype and t.device.type == "cpu" and t.is_contiguous()) for t in tensors
-    )
+    given = [tensor for tensor in tensors if tensor is not None]
+    dtype = given[0].dtype
+    return dtype in _NUMPY and all(t.dtype is dtype and t.is_cpu and t.is_contiguous() for t in given)
 
 
 class _Pool:
@@ -128,25 +132,28 @@ class _Pool:
     """
 
     def __init__(self) -> None:
-        self._free: list[np.ndarray] = []
+        self._free: dict[int, list[np.ndarray]] = {}
 
     def empty(self, shape: Sequence[int], like: Tensor) -> Tensor:
         """Uninitialised, of ``like``'s type."""
         size = math.prod(shape) * like.element_size()
-        buffer = None
-        for k in range(len(self._free) - 1, -1, -1):
-            if self._free[k].nbytes == size:
-                buffer = self._free.pop(k)
-                break
-        if buffer is None:
-            if self._free:  # other sizes are wanted now
-                self._free.pop(0)
+        try:  # single steps, since threads may share a model
+            buffer = self._free[size].pop()
+        except (KeyError, IndexError):
+            for others in list(self._free.values()):
+                if others:  # other sizes are wanted now
+                    with contextlib.suppress(IndexError):
+                        others.pop()
+                    break
             raw = np.empty(size + _LINE, np.uint8)
             start = -raw.ctypes.data % _LINE  # a row that begins in mid-line costs one line more
             buffer = raw[start : start + size]
-        owned = buffer.view(_NUMPY[like.dtype])
-        weakref.finalize(owned, self._free.append, buffer).atexit = False
-        return torch.from_numpy(owned).view(*shape)
+        owned = buffer.view(_NUMPY[like.dtype]).reshape(shape)
+        weakref.finalize(owned, self._give_back, buffer).atexit = False
+        return torch.from_numpy(owned)
+
+    def _give_back(self, buffer: np.ndarray) -> None:
+        self._free.setdefault(buffer.nbytes, []).append(buffer)
 
 
 class _Compiled:
@@ -239,8 +246,14 @@ def _run(plan: Plan, blocks: Sequence[BlockArguments], backward: int) -> None:
     array = (BlockArguments * n)(*blocks)
     turns = (ctypes.c_int64 * (2 * n + 1))()
     arguments = (_level, backward, compiled.pointer, ctypes.byref(array), n, ctypes.byref(turns), share)
-    waiting = [_pool(threads).submit(_library.gsnn_passes, *arguments) for _ in range(threads - 1)]
-    failed = _library.gsnn_passes(*arguments)
+    waiting: list[Future[int]] = []
+    try:
+        for _ in range(threads - 1):
+            waiting.append(_pool(threads).submit(_library.gsnn_passes, *arguments))
+    except RuntimeError:  # no further thread can be started: those there are do the work
+        pass
+    finally:  # whatever was submitted must find nothing left to do once the tensors are gone
+        failed = _library.gsnn_passes(*arguments)
     for task in waiting:
         failed |= task.result()
     if failed:
@@ -266,6 +279,13 @@ def _inputs(state: Tensor, w: "Weights", form: "Form", plan: Plan, samples: int)
     sizes = (state.dtype == torch.float64, form.channels, samples, state.shape[1], _NORMS[form.dims])
     pointers = _pointers((state, *w[:6], w.factor))
     return [*sizes, form.centre, gate, *pointers, *strides]
+
+
+def _in_memory(grad: Tensor) -> Tensor:
+    """The gradient with every value in its place: autograd may pass zeros and minus signs as mere marks."""
+    if grad._is_zerotensor():
+        return torch.zeros(grad.shape, dtype=grad.dtype)
+    return grad.resolve_neg()
 
 
 def forward(
@@ -309,7 +329,8 @@ def forward(
         now = result
         alive.append(now)
     _run(plan, blocks, 0)
-    return now[:, :samples].contiguous(), kept, statistics, aside
+    # Not a view where nothing was padded, since autograd refuses to change those in place.
+    return now if now.shape[1] == samples else now[:, :samples].contiguous(), kept, statistics, aside
 
 
 def backward(
@@ -334,6 +355,8 @@ def backward(
         The gradient (R, B) for the state, and for each block those for its tensors; None where not needed.
     """
     samples, n_fields = grad.shape[1], len(weights[0])
+    grad = _in_memory(grad)
+    read_grads = [None if read_grad is None else _in_memory(read_grad) for read_grad in read_grads]
     now = padded(grad.contiguous())
     # Summed by place, not by thread, so that the number of threads does not matter.
     dots = torch.empty(len(weights), plan.n_nodes + 1, dtype=torch.float64)
@@ -365,7 +388,9 @@ def backward(
                 spare.append(now)
             now = through
     _run(plan, blocks, 1)
+    gates = [block.gate for block in reversed(blocks)]  # 0 where the residual weight lets nothing through
     sums = dots.sum(1).to(grad.dtype).unbind()
-    for w, total, of_block in zip(weights, sums, reversed(grads), strict=True):
-        of_block += [None if w.residual is None else torch.where(w.residual > 0, total, 0), None]
+    for k, (total, gate, of_block) in enumerate(zip(sums, gates, reversed(grads), strict=True)):
+        residual_wanted = needed[1 + k * n_fields + 6]
+        of_block += [None if not residual_wanted else total if gate else torch.zeros_like(total), None]
     return now[:, :samples].contiguous() if needed[0] else None, grads[::-1]

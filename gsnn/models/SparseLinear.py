@@ -8,8 +8,6 @@ import torch
 
 from gsnn.functional.scatter import Incidence, check_backend, incidence, spread
 
-Fans = tuple[torch.Tensor, torch.Tensor]
-
 
 def _uniform(values: torch.Tensor, bound: torch.Tensor | float) -> None:
     values.uniform_(-1.0, 1.0).mul_(bound)

@@ -86,6 +86,11 @@ typedef struct {
                        (first_here |= from == 0, 1);)                                                     \
         for (int64_t place = from; place < plan->n_places && place < from + share; place++, here++)
 #define JOIN(a, b) a##b
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (NARROW(mask)){__VA_ARGS__})
+#endif
 #define LANES_OF(side, n) JOIN(side, n)
 
 /* 1/2!, 1/3!, ...: |r| <= log(2) / 2 leaves an error below that of the type. */

@@ -250,6 +250,9 @@ static void NAME(activate)(const plan_t *plan, const block_t *k, int64_t place, 
             for (int64_t c = 0; c < size; c++) square += NAME(row_dot)(rows + c * width, rows + c * width, B);
             REAL inverse = 1 / SQRT(square / (REAL)(size * B) + eps);
             for (int64_t i = 0; i < size * width; i += LANES) AT(rows + i) *= inverse;
+            /* Padding is no part of the statistics: far from the mean it would grow from block to block. */
+            for (int64_t c = 0; c < size; c++)
+                for (int64_t b = B; b < width; b++) rows[c * width + b] = 0;
             s->inverse[group] = inverse;
             if (k->stat_scale) {
                 ((REAL *)k->stat_scale)[place * groups + group] = inverse;

@@ -1,13 +1,15 @@
 /* Transposition and the products that need it, with vectors WIDE of WIDE_LANES elements. */
 
+typedef INT NARROW(mask) __attribute__((vector_size(WIDE_LANES * sizeof(REAL))));
+
 static inline void NARROW(turn_block)(REAL *out, int64_t out_stride, const REAL *in, int64_t in_stride) {
     WIDE a[WIDE_LANES], b[WIDE_LANES];
     UNROLL for (int i = 0; i < WIDE_LANES; i++) a[i] = *(const WIDE *)(in + i * in_stride);
     /* Interleaving row i with row i + half, once per bit of the lane number, transposes the block. */
     UNROLL for (int step = 1; step < WIDE_LANES; step *= 2) {
         UNROLL for (int i = 0; i < WIDE_LANES / 2; i++) {
-            b[2 * i] = __builtin_shufflevector(a[i], a[i + WIDE_LANES / 2], LANES_OF(LOW_, WIDE_LANES));
-            b[2 * i + 1] = __builtin_shufflevector(a[i], a[i + WIDE_LANES / 2], LANES_OF(HIGH_, WIDE_LANES));
+            b[2 * i] = SHUFFLE(a[i], a[i + WIDE_LANES / 2], LANES_OF(LOW_, WIDE_LANES));
+            b[2 * i + 1] = SHUFFLE(a[i], a[i + WIDE_LANES / 2], LANES_OF(HIGH_, WIDE_LANES));
         }
         UNROLL for (int i = 0; i < WIDE_LANES; i++) a[i] = b[i];
     }

@@ -114,7 +114,9 @@ class MagnitudeEdgeInferer:
 
         Parameters
         ----------
-        dataloader : yields (x, y), x (B, N_in) and y (B, N_out) for the default loss
+        dataloader : yields (x, y), x (B, N_in) and y (B, N_out) for the default loss, in the units that the
+            model was trained in. After `fit(..., standardize=True)` give a `RowDataset(model, x, y)`: raw
+            values give wrong ranks without an error.
         crit : loss crit(yhat, y) -> scalar. By default the squared error, averaged over outputs, where a NaN
             in y is a missing measurement: it adds nothing, and a sample without any measurement is not
             counted. Gradients of a loss that averages over the batch shrink with the batch, so they are

@@ -42,6 +42,10 @@ class Captures:
             raise TypeError(
                 "model must be the network itself, got a DistributedDataParallel: give its .module"
             )
+        if hasattr(model, "_orig_mod"):  # compiled code does not run through the switches set here
+            raise TypeError(
+                "model must be the network itself, got one made by torch.compile: give its ._orig_mod"
+            )
         if not blocks or not all(hasattr(b, name) for b in blocks for name in needed):
             raise TypeError(
                 "model must have ResBlocks with channel_groups and the switch _store_activations, as GSNN "
