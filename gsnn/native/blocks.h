@@ -4,6 +4,7 @@
      LANES, HALF   elements of one vector, a power of two, and half of it
      TILE          rows of a register tile
      NAME(x)       x with a suffix of its own
+     IF_POSITIVE, AT_LEAST, SQRT, TERMS, EXP_...   as blocks.c and level.h explain
 
    A function node's values, C x (samples), fit into the first-level cache, so that everything between
    reading its incoming edges and writing its outgoing ones happens there. The backward pass computes
