@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 .PHONY: demo test scatter lint tutorials docs bench clean
 
-$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard gsnn/native/*.[ch])
+$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard gsnn/kernels/csrc/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	touch $@

@@ -4,9 +4,9 @@ import sys
 
 from setuptools import Extension, setup
 
-folder = "gsnn/native"
+folder = "gsnn/kernels/csrc"
 blocks = Extension(
-    "gsnn.native._blocks",
+    "gsnn.kernels.csrc._blocks",
     sources=[f"{folder}/blocks.c"],
     depends=[f"{folder}/{name}.h" for name in ("blocks", "level", "turned")],
     extra_compile_args=["-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"],

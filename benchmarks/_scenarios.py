@@ -14,9 +14,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from gsnn.data.tables import load_data
 from gsnn.graph import GraphWarning, HeteroGraph
 from gsnn.simulate.scenarios import converging_tiers, random_signed_dag
-from gsnn.tables import load_data
 
 DATA = Path(os.environ.get("GSNN_DATA", Path(__file__).parents[2] / "shared" / "data"))
 Edge = tuple[str, str]

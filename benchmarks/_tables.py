@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from gsnn.functional.ranking import ranks
 from gsnn.graph import HeteroGraph
 from gsnn.optim.edge_table import KeptEdges, judge_scores
+from gsnn.stats.ranking import ranks
 
 TOP_K = (1, 5)
 FALSE_POSITIVE_RATES = np.linspace(0.0, 1.0, 101)

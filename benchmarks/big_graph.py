@@ -66,8 +66,8 @@ def timed(rows: list[dict], what: str, call, **facts):
 
 
 def plans(rows: list[dict], functions: int, edges: int) -> None:
-    from gsnn.functional.plan import Plan
-    from gsnn.models.flat import flat_edges
+    from gsnn.graph.flat import flat_edges
+    from gsnn.kernels.plan import Plan
 
     facts = {"functions": functions, "edges": edges}
     graph = timed(rows, "graph, checked", lambda: random_graph(functions, edges), **facts)

@@ -23,9 +23,9 @@ import post_hoc
 from _stamp import stamp
 from joblib import Parallel, delayed
 
-from gsnn.functional.ranking import auc
 from gsnn.optim.edge_table import judge
 from gsnn.optim.MagnitudeEdgeKGE import MagnitudeEdgeKGE
+from gsnn.stats.ranking import auc
 
 OUT = Path(__file__).parent / "results" / "kge.csv"
 SETTINGS = {"embedding_dim": 32, "n_epochs": 100, "kge_lr": 2e-2, "kge_window_size": 2, "fuse": 1.0}

@@ -22,11 +22,11 @@ import torch
 from _stamp import stamp
 from joblib import Parallel, delayed
 
-from gsnn.compare import make_splits, scores
+from gsnn.app.compare import make_splits, scores
+from gsnn.app.workflow import Options, cross_validate, settle
+from gsnn.data.tables import load_data
 from gsnn.graph import GraphWarning
 from gsnn.io import replacing
-from gsnn.tables import load_data
-from gsnn.workflow import Options, cross_validate, settle
 
 DATA = Path(os.environ.get("GSNN_DATA", Path(__file__).parents[2] / "shared" / "data"))
 OUT = Path(__file__).parent / "results" / "real_data.csv"

@@ -36,8 +36,8 @@ import torch
 from _networks import baselines, random_model
 from _stamp import stamp
 
-from gsnn.functional import native
 from gsnn.graph import HeteroGraph
+from gsnn.kernels import compiled as native
 from gsnn.models.GSNN import GSNN
 
 SIZES = (

@@ -16,7 +16,7 @@ import torch
 from _networks import BatchFirst, Gather
 from _stamp import stamp
 
-from gsnn.functional import native
+from gsnn.kernels import compiled as native
 from gsnn.models.GSNN import GSNN
 from gsnn.simulate.scenarios import converging_tiers
 

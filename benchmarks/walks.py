@@ -87,7 +87,7 @@ def main() -> None:
     import pandas as pd
     from _stamp import stamp
 
-    from gsnn.functional.walks import Transitions, random_walks
+    from gsnn.optim.walks import Transitions, random_walks
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pecanpy", default=sys.executable, help="Python of an environment with PecanPy")

@@ -17,7 +17,7 @@ _SHORT_NAMES = {
     "PathwayLatentRegularizer": "gsnn.models.PathwayLatentRegularizer",
     "fit": "gsnn.train",
     "predict": "gsnn.train",
-    "RowDataset": "gsnn.arrays",
+    "RowDataset": "gsnn.data.dataset",
     "save": "gsnn.io",
     "load": "gsnn.io",
 }

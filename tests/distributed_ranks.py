@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from gsnn.functional.processes import average_running_statistics
 from gsnn.models.GSNN import GSNN
 from gsnn.optim.MagnitudeEdgeInferer import MagnitudeEdgeInferer
 from gsnn.optim.MagnitudeEdgeRegressor import MagnitudeEdgeRegressor
+from gsnn.stats.processes import average_running_statistics
 from gsnn.train import fit
 
 mse = torch.nn.functional.mse_loss

@@ -18,10 +18,10 @@ import torch
 from sklearn.metrics import auc as area
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from gsnn import plot_inference
-from gsnn.functional.significance import benjamini_hochberg
 from gsnn.graph import EDGE_TYPES, HeteroGraph
 from gsnn.models.GSNN import GSNN
+from gsnn.plot import inference as plot_inference
+from gsnn.stats.significance import benjamini_hochberg
 
 FUNCTIONS = [f"f{k}" for k in range(9)]
 

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from gsnn import io
-from gsnn.checkpoint import check_same_run
 from gsnn.models.GSNN import GSNN
 from gsnn.train import fit, predict
+from gsnn.train.resume import check_same_run
 
 OPTIONS = {"epochs": 6, "batch_size": 8, "lr": 0.02, "seed": 1, "verbose": False}
 
@@ -227,7 +227,7 @@ def test_damaged_and_other_files_are_refused(table, path):
 def test_a_write_that_fails_leaves_the_last_checkpoint(table, path, monkeypatch):
     whole = small_model()
     expected = fit(whole, *table, **OPTIONS)
-    write, written = io.save_file, []
+    write, written = io.container.save_file, []
 
     def full(tensors, name, metadata):
         if len(written) == 2:
@@ -236,7 +236,7 @@ def test_a_write_that_fails_leaves_the_last_checkpoint(table, path, monkeypatch)
         written.append(name)
         write(tensors, name, metadata=metadata)
 
-    monkeypatch.setattr(io, "save_file", full)
+    monkeypatch.setattr("gsnn.io.container.save_file", full)
     with pytest.raises(OSError, match="disk full"):
         fit(small_model(), *table, checkpoint_path=path, **OPTIONS)
     assert os.listdir(path.parent) == [path.name]

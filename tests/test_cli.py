@@ -13,9 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 import gsnn
-from gsnn.cli import app
+from gsnn.app.cli import app
+from gsnn.app.workflow import write_tables
 from gsnn.simulate.scenarios import converging_tiers
-from gsnn.workflow import write_tables
 
 QUICK = ["--folds", "2", "--channels", "2", "--epochs", "1"]
 
@@ -84,8 +84,8 @@ def test_every_option_arrives(paths, tmp_path):
 def test_defaults_are_those_of_the_library():
     import inspect
 
-    from gsnn import cli
-    from gsnn.workflow import Options
+    from gsnn.app import cli
+    from gsnn.app.workflow import Options
 
     given = {name: p.default for name, p in inspect.signature(cli.run).parameters.items()}
     for name, default in vars(Options()).items():
@@ -165,7 +165,7 @@ def test_warnings_are_one_line_each(paths, tmp_path):
 
 
 def test_demo_tells_how_many_hidden_edges_it_found(tmp_path, monkeypatch):
-    from gsnn import workflow
+    from gsnn.app import workflow
 
     monkeypatch.setattr(workflow, "DEMO_OPTIONS", workflow.Options(folds=2, channels=2, epochs=1))
     done = invoke("demo", "--out", tmp_path)
@@ -183,7 +183,7 @@ def test_version_and_help():
 
 def test_help_loads_neither_torch_nor_pandas():
     code = (
-        "import sys; from gsnn.cli import app\n"
+        "import sys; from gsnn.app.cli import app\n"
         "try: app(['--help'])\n"
         "except SystemExit: pass\n"
         "print([m for m in ('torch', 'pandas', 'sklearn', 'matplotlib') if m in sys.modules])"

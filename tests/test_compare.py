@@ -6,7 +6,7 @@ import pytest
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
-from gsnn.compare import METHODS, baseline, make_splits, r2, scores
+from gsnn.app.compare import METHODS, baseline, make_splits, r2, scores
 
 
 def table(n=20, gaps=False):

@@ -18,10 +18,10 @@ import torch.distributed as dist
 from distributed_ranks import FORMS, REGRESSOR, gradients, make_model, mse, rank_main, regressor_loop, tables
 from inferer_contract import batches, small_data, small_graph
 
-from gsnn.functional.processes import average_running_statistics, group_of
 from gsnn.io import load
 from gsnn.optim.MagnitudeEdgeInferer import MagnitudeEdgeInferer
 from gsnn.optim.MagnitudeEdgeRegressor import MagnitudeEdgeRegressor
+from gsnn.stats.processes import average_running_statistics, group_of
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="needs torch.distributed with gloo"

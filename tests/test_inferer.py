@@ -18,9 +18,9 @@ from inferer_contract import (
 )
 from scipy import stats
 
-from gsnn.functional.samples import Samples, as_moments
 from gsnn.graph import EDGE_TYPES
 from gsnn.optim.MagnitudeEdgeInferer import MagnitudeEdgeInferer
+from gsnn.stats.samples import Samples, as_moments
 
 N = len(FUNCTIONS)
 

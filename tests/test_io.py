@@ -172,7 +172,7 @@ def test_truncated_file(path, keep):
 def rewrite(path, **changes):
     """Change the header and leave everything else, checksum included, as it was."""
     tensors = load_file(path)
-    with io.safetensors.safe_open(path, framework="pt") as file:
+    with io.container.safetensors.safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     header = json.loads(metadata["gsnn"]) | changes
     save_file(tensors, path, {**metadata, "gsnn": json.dumps(header)})
@@ -201,12 +201,12 @@ def test_other_format_version(path):
 def forge(path, change=lambda header: None, tensors=lambda tensors: None):
     """As somebody who also puts the checksum right, or as a later version that writes other things."""
     state = load_file(path)
-    with io.safetensors.safe_open(path, framework="pt") as file:
+    with io.container.safetensors.safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["gsnn"])
     change(header)
     tensors(state)
     text = json.dumps(header)
-    save_file(state, path, {"gsnn": text, "sha256": io.checksum(text, state)})
+    save_file(state, path, {"gsnn": text, "sha256": io.container.checksum(text, state)})
 
 
 def test_a_forged_file_is_read_where_it_makes_sense(path):
@@ -275,7 +275,7 @@ def test_tensors_that_fit_no_model(path, change):
 @pytest.mark.parametrize("text", ["", "null", "[]", "3", '"x"', "{}", "{", "[1, 2]"])
 def test_headers_that_are_no_json_object(path, text):
     state = {"w": torch.zeros(2)}
-    save_file(state, path, {"gsnn": text, "sha256": io.checksum(text, state)})
+    save_file(state, path, {"gsnn": text, "sha256": io.container.checksum(text, state)})
     with pytest.raises(ValueError, match="is damaged: its gsnn header cannot be read"):
         io.load(path)
 
@@ -323,7 +323,7 @@ def test_own_nonlinearity_cannot_be_saved(path, nonlin):
 @pytest.mark.parametrize("name", ["Linear", "Module", "os", "__name__", "MultiheadAttentionX"])
 def test_a_file_cannot_name_any_other_class(name):
     with pytest.raises(ValueError, match="nonlinearity"):
-        io._nonlin_class(name)
+        io.model._nonlin_class(name)
 
 
 def test_only_a_gsnn_and_only_json(path):
@@ -342,7 +342,7 @@ def test_a_failed_save_leaves_the_old_file(path, monkeypatch):
         name.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(io, "save_file", full)
+    monkeypatch.setattr("gsnn.io.container.save_file", full)
     with pytest.raises(OSError, match="disk full"):
         io.save(small_model(channels=4), path)
     assert path.read_bytes() == old and os.listdir(path.parent) == [path.name]

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gsnn.functional.moments import CoMoments, add_samples, aggregate, correlation, merge, partial_correlation
+from gsnn.stats.moments import CoMoments, add_samples, aggregate, correlation, merge, partial_correlation
 
 P, N = 2, 5
 ALL = torch.arange(N)

@@ -13,9 +13,10 @@ import pytest
 import torch
 from dense_oracle import random_graph
 
-from gsnn.functional import block, native
-from gsnn.functional.block import Form, Weights
-from gsnn.functional.plan import Plan
+from gsnn.kernels import compiled as native
+from gsnn.kernels import stack as block
+from gsnn.kernels.plan import Plan
+from gsnn.kernels.stack import Form, Weights
 from gsnn.models.GSNN import GSNN
 
 needs_native = pytest.mark.skipif(native.level() == "none", reason="the compiled blocks were not built")
@@ -311,7 +312,7 @@ def test_a_build_of_another_version_is_refused(monkeypatch):
 
 def test_the_structures_match_those_of_the_source():
     """Each field of blocks.c, in order, is a field here: a mismatch would read wild pointers."""
-    source = (native.Path(native.__file__).parent.parent / "native" / "blocks.c").read_text()
+    source = (native.Path(native.__file__).parent / "csrc" / "blocks.c").read_text()
     for name, fields in (
         ("plan_t", native._PlanArguments._fields_),
         ("block_t", native.BlockArguments._fields_),
@@ -329,7 +330,7 @@ def test_the_structures_match_those_of_the_source():
 
 
 def test_it_can_be_turned_off():
-    script = "from gsnn.functional import native; print(native.level())"
+    script = "from gsnn.kernels import compiled as native; print(native.level())"
     environment = {**os.environ, "GSNN_NATIVE": "0"}
     run = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
@@ -403,10 +404,9 @@ def test_a_gradient_with_a_lazy_sign_is_the_gradient():
 
 @needs_native
 def test_a_damaged_library_is_not_used(tmp_path, monkeypatch):
-    (tmp_path / "native").mkdir()
-    (tmp_path / "functional").mkdir()
+    (tmp_path / "csrc").mkdir()
     suffix = native.sysconfig.get_config_var("EXT_SUFFIX")
-    (tmp_path / "native" / f"_blocks{suffix}").write_bytes(b"not a library")
-    monkeypatch.setattr(native, "__file__", str(tmp_path / "functional" / "native.py"))
+    (tmp_path / "csrc" / f"_blocks{suffix}").write_bytes(b"not a library")
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "compiled.py"))
     with pytest.warns(UserWarning, match="is not used"):
         assert native._load() == (None, 0)

@@ -1,4 +1,4 @@
-"""The correlations of gsnn.functional.pathway against np.corrcoef on dense tables."""
+"""The correlations of gsnn.models.pathway_loss against np.corrcoef on dense tables."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gsnn.functional.pathway import Memberships, dissimilarity, similarity
+from gsnn.models.pathway_loss import Memberships, dissimilarity, similarity
 
 EPS = 1e-6
 

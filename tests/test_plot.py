@@ -13,7 +13,7 @@ from matplotlib.patches import FancyArrowPatch
 
 from gsnn import plot
 from gsnn.graph import HeteroGraph
-from gsnn.graph_layout import depths, layout, nodes_and_edges
+from gsnn.plot.layout import depths, layout, nodes_and_edges
 from gsnn.train import History
 
 

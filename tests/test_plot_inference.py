@@ -11,8 +11,8 @@ import pytest
 from matplotlib.colors import to_hex
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
-from gsnn import plot_inference
 from gsnn.plot import GREEN
+from gsnn.plot import inference as plot_inference
 
 NODES = ["b", "a", "c", "d"]  # not in alphabetical order: the graph's order counts
 KEPT = {("b", "a"), ("a", "c")}

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from gsnn.functional.ranking import auc, average_precision, best_rows, hits, mrr, ranks
+from gsnn.stats.ranking import auc, average_precision, best_rows, hits, mrr, ranks
 
 tied = st.sampled_from([-np.inf, -1.5, 0.0, 0.25, 0.3, 2.0, 7.0])
 

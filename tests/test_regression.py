@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gsnn.functional.regression import pooled_least_squares
+from gsnn.stats.regression import pooled_least_squares
 
 
 def textbook(x, y):

@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from gsnn.app.report_html import html_report, simple_model_lead
+from gsnn.app.workflow import Options, run, write_tables
+from gsnn.data.tables import load_data
 from gsnn.graph import GraphWarning
-from gsnn.report_html import html_report, simple_model_lead
 from gsnn.simulate.scenarios import converging_tiers
-from gsnn.tables import load_data
-from gsnn.workflow import Options, run, write_tables
 
 EVIL = "<script>alert('x')</script>\"&amp;"
 VOID = {"meta", "img", "br", "link", "input"}

@@ -15,12 +15,14 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from gsnn import io, train, workflow
-from gsnn.cli import app
-from gsnn.settings import Options
+from gsnn import io
+from gsnn.app import workflow
+from gsnn.app.cli import app
+from gsnn.app.settings import Options
+from gsnn.app.workflow import run, write_tables
+from gsnn.data.tables import load_data
 from gsnn.simulate.scenarios import converging_tiers
-from gsnn.tables import load_data
-from gsnn.workflow import run, write_tables
+from gsnn.train import loop as train
 
 # 20 training samples make 2 steps and, on the other 20, 1 loss of the test fold: 3 losses an epoch.
 QUICK = Options(folds=2, channels=2, epochs=3, batch_size=16, dropout=0.3)
@@ -255,8 +257,8 @@ def test_an_interrupted_demo_begins_anew(tmp_path, monkeypatch):
 
 KILLED = """
 import os, signal, sys
-from gsnn import train
-from gsnn.cli import app
+from gsnn.train import loop as train
+from gsnn.app.cli import app
 loss, calls = train._loss, 0
 def fatal(*args):
     global calls

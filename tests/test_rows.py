@@ -7,8 +7,10 @@ import scipy.sparse as sp
 import torch
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
-from gsnn import rows as rows_module
-from gsnn.arrays import ColumnMoments, RowDataset, Scaling, Survey, as_rows
+from gsnn.data import rows as rows_module
+from gsnn.data.dataset import RowDataset
+from gsnn.data.match import as_rows
+from gsnn.data.scaling import ColumnMoments, Scaling, Survey
 from gsnn.models.GSNN import GSNN
 from gsnn.optim.MagnitudeEdgeInferer import MagnitudeEdgeInferer
 from gsnn.train import fit, predict

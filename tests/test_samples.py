@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gsnn.functional.moments import CoMoments, correlation, partial_correlation
-from gsnn.functional.samples import Collector, Samples, as_moments, joined
+from gsnn.stats.moments import CoMoments, correlation, partial_correlation
+from gsnn.stats.samples import Collector, Samples, as_moments, joined
 
 P, N = 2, 12
 ALL = torch.arange(N)
@@ -121,7 +121,7 @@ def test_constants_are_exactly_constant():
 
 @pytest.mark.parametrize("block", [2**22, 1])
 def test_partial_correlations_of_residuals(block, monkeypatch):
-    monkeypatch.setattr("gsnn.functional.moments._BLOCK_ELEMENTS", block)
+    monkeypatch.setattr("gsnn.stats.moments._BLOCK_ELEMENTS", block)
     x, y = draw(11, seed=4)
     targets, parents = torch.tensor([2, 0, 9]), torch.tensor([[1, 4], [4, 7], [0, 1]])
     got = partial_correlation(collected(x, y), targets, parents, ridge=0.0)

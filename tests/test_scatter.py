@@ -10,7 +10,7 @@ from dense_oracle import needs_scatter
 from test_gsnn import make
 
 from gsnn import io
-from gsnn.functional import scatter
+from gsnn.kernels import scatter
 from gsnn.models.GSNN import GSNN
 from gsnn.models.SparseLinear import SparseLinear
 from gsnn.optim.MagnitudeEdgeInferer import MagnitudeEdgeInferer

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from gsnn.functional.significance import benjamini_hochberg, fisher_p
+from gsnn.stats.significance import benjamini_hochberg, fisher_p
 
 
 def test_fisher_p_is_the_normal_tail_of_z():
@@ -72,7 +72,7 @@ def test_benjamini_hochberg_in_slices(size, monkeypatch):
     p = np.concatenate([rng.uniform(size=40) ** 3, [0.5, 0.5, 0.999, 1.0, 0.0]])
     want = stats.false_discovery_control(p)
     family = p.copy()
-    monkeypatch.setattr("gsnn.functional.significance._SLICE", size)
+    monkeypatch.setattr("gsnn.stats.significance._SLICE", size)
     np.testing.assert_allclose(benjamini_hochberg(p, family), want, rtol=1e-12)
     np.testing.assert_array_equal(family, p)  # worked on as a copy
 

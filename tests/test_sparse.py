@@ -9,8 +9,8 @@ from dense_oracle import BACKENDS, random_graph
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from gsnn.functional.plan import Plan, cut_degrees
-from gsnn.models.flat import flat_edges
+from gsnn.graph.flat import flat_edges
+from gsnn.kernels.plan import Plan, cut_degrees
 from gsnn.models.GSNN import GSNN
 from gsnn.models.SparseLinear import INITS, SparseLinear
 

@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gsnn.functional import native
+from gsnn.kernels import compiled as native
 from gsnn.models.GSNN import GSNN
 
 

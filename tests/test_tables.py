@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from gsnn.data.tables import load_data, read_table
 from gsnn.graph import GraphWarning
-from gsnn.tables import load_data, read_table
 
 EDGES = [
     ("drug", "a", "input->function"),

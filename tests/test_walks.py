@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from gsnn.functional.walks import Transitions, random_walks, window_pairs
+from gsnn.optim.walks import Transitions, random_walks, window_pairs
 
 # Node 0 has a heavy and two light edges, 1 goes straight on, 2 is a dead end, 3 has a self edge.
 SOURCE = np.array([3, 0, 0, 1, 0, 3])

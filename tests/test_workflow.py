@@ -12,13 +12,14 @@ import pytest
 import torch
 
 import gsnn
-from gsnn import io, workflow
-from gsnn.compare import METHODS
+from gsnn import io
+from gsnn.app import workflow
+from gsnn.app.compare import METHODS
+from gsnn.app.settings import Options, default_epochs, default_layers, settle
+from gsnn.app.workflow import demo, run, write_tables
+from gsnn.data.tables import load_data
 from gsnn.graph import HeteroGraph
-from gsnn.settings import Options, default_epochs, default_layers, settle
 from gsnn.simulate.scenarios import converging_tiers
-from gsnn.tables import load_data
-from gsnn.workflow import demo, run, write_tables
 
 QUICK = Options(folds=2, channels=2, epochs=2, batch_size=16)
 
@@ -173,7 +174,7 @@ def test_a_failed_run_leaves_no_result(paths, tmp_path, monkeypatch):
     def fails(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr(io, "save", fails)
+    monkeypatch.setattr("gsnn.io.model.save", fails)
     with pytest.raises(OSError, match="disk full"):
         run(load(paths), tmp_path / "out", QUICK, verbose=False)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint as recompute
 
-from gsnn.functional.modes import evaluation_mode
-from gsnn.functional.plan import Plan
-from gsnn.functional.scatter import ScatterPlan, check_backend
-from gsnn.functional.sparse import read_outputs
-from gsnn.graph import NODE_TYPES, HeteroGraph, some_names
-from gsnn.models.flat import channel_pattern, flat_edges, flat_masks
+from gsnn._modes import evaluation_mode
+from gsnn._text import some_names
+from gsnn.graph.container import NODE_TYPES, HeteroGraph
+from gsnn.graph.flat import channel_pattern, flat_edges, flat_masks
+from gsnn.kernels.bucketed import read_outputs
+from gsnn.kernels.plan import Plan
+from gsnn.kernels.scatter import ScatterPlan, check_backend
 from gsnn.models.norms import NORMS, NodeNorm
 from gsnn.models.ResBlock import NodeMLP, ResBlock, run_fused
 from gsnn.models.SparseLinear import INITS, SparseLinear
@@ -55,7 +56,7 @@ class GSNN(torch.nn.Module):
         learn_residual: r is learnt, one scalar per block, initially 1; otherwise it stays 1.
         affine: the norm learns one scale and shift per node.
         backend: ``bucketed`` or ``scatter``, how the sparse products are computed; the results are the
-            same. See :mod:`gsnn.functional.scatter` for when to use which.
+            same. See :mod:`gsnn.kernels.scatter` for when to use which.
 
     Attributes:
         graph: the checked :class:`gsnn.graph.HeteroGraph`.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gsnn.functional.pathway import Memberships, dissimilarity, similarity
+from gsnn.models.pathway_loss import Memberships, dissimilarity, similarity
 
 PHIS = ("mean", "learned", "channel")
 CHANNEL_MIN_STD = 1e-3

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from gsnn.functional import scatter, sparse
-from gsnn.functional.block import Form, Weights, run_blocks
-from gsnn.functional.channels import elu
-from gsnn.functional.plan import Plan
-from gsnn.functional.sparse import permute_rows, plain_needed
+from gsnn.kernels import bucketed, scatter
+from gsnn.kernels.bucketed import permute_rows, plain_needed
+from gsnn.kernels.channels import elu
+from gsnn.kernels.plan import Plan
+from gsnn.kernels.stack import Form, Weights, run_blocks
 from gsnn.models.norms import NodeNorm, update_statistics
 from gsnn.models.SparseLinear import SparseLinear
 
@@ -122,7 +122,7 @@ class ResBlock(torch.nn.Module):
         in_values = self.lin_in.table().view(-1, self.channels)
         out_values = self.lin_out.table().view(-1, self.channels)
         residual = self.residual_weight
-        products = scatter if self.lin_in.backend == "scatter" else sparse
+        products = scatter if self.lin_in.backend == "scatter" else bucketed
         z = products.lin_in(state, in_values, self.lin_in.bias, plan)
         if self._store_activations is True:
             self._last_pre_norm_activation, z = self._capture(z, plan)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gsnn.functional.scatter import Incidence, check_backend, incidence, spread
+from gsnn.kernels.scatter import Incidence, check_backend, incidence, spread
 
 
 def _uniform(values: torch.Tensor, bound: torch.Tensor | float) -> None:
@@ -74,7 +74,7 @@ class SparseLinear(torch.nn.Module):
             2010), ``kaiming_*`` (He et al. 2015, gain sqrt(2)), ``uniform`` on [-1, 1], ``normal``
             (0, 1), ``degree_normalized`` (uniform on [-1, 1] over sqrt(fan_in * fan_out)), ``zeros``.
         backend: ``bucketed``, dense blocks of outputs that read the same inputs, or ``scatter``, one
-            message per weight by torch-scatter; see :mod:`gsnn.functional.scatter`.
+            message per weight by torch-scatter; see :mod:`gsnn.kernels.scatter`.
 
     Attributes:
         N, M: inputs and outputs.

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import torch
 
-from gsnn.functional.channels import EPS, standardize
-from gsnn.functional.plan import Plan
+from gsnn.kernels.channels import EPS, standardize
+from gsnn.kernels.plan import Plan
 
 #: Dimensions of (N, C, B) that a norm averages over.
 _DIMS = {"layer": (1,), "rms": (1,), "groupbatch": (1, 2), "batch": (2,)}

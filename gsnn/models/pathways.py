@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from gsnn.graph import some_names
+from gsnn._text import some_names
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,12 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gsnn.functional.modes import evaluation_mode
-from gsnn.functional.moments import aggregate, partial_correlation
-from gsnn.functional.processes import group_of, merged_fit
-from gsnn.functional.ranking import best_rows
-from gsnn.functional.samples import Collector, Statistics, joined
-from gsnn.functional.significance import benjamini_hochberg, fisher_p
+from gsnn._modes import evaluation_mode
 from gsnn.optim.batch_scale import BatchScale, Crit
 from gsnn.optim.captures import Captures
 from gsnn.optim.edge_table import (
@@ -26,6 +21,11 @@ from gsnn.optim.edge_table import (
     judge,
     rank_in_targets,
 )
+from gsnn.stats.moments import aggregate, partial_correlation
+from gsnn.stats.processes import group_of, merged_fit
+from gsnn.stats.ranking import best_rows
+from gsnn.stats.samples import Collector, Statistics, joined
+from gsnn.stats.significance import benjamini_hochberg, fisher_p
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gsnn.functional.ranking import auc
-from gsnn.functional.significance import benjamini_hochberg
-from gsnn.functional.walks import Transitions, random_walks, window_pairs
 from gsnn.optim.edge_table import all_pairs, check_missing, check_top_k, edge_table, judge, rank_in_targets
 from gsnn.optim.MagnitudeEdgeInferer import MagnitudeEdgeInferer
 from gsnn.optim.mining import STRATEGIES, MinedEdges, mask_of
 from gsnn.optim.skip_gram import NO_CONTEXT, train_epoch
+from gsnn.optim.walks import Transitions, random_walks, window_pairs
+from gsnn.stats.ranking import auc
+from gsnn.stats.significance import benjamini_hochberg
 
 if TYPE_CHECKING:
     import pandas as pd

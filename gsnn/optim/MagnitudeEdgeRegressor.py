@@ -10,10 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gsnn.functional.processes import from_first, gathered, group_of, summed
-from gsnn.functional.regression import squared_error
-from gsnn.functional.significance import benjamini_hochberg
-from gsnn.functional.standardize import batch_moments, running_moments, standardized
 from gsnn.optim.captures import Captures
 from gsnn.optim.edge_table import (
     KeptEdges,
@@ -26,6 +22,10 @@ from gsnn.optim.edge_table import (
 )
 from gsnn.optim.magnitudes import SCORES, check_aggregators, check_finite, magnitudes
 from gsnn.optim.recent import RecentSamples
+from gsnn.stats.processes import from_first, gathered, group_of, summed
+from gsnn.stats.regression import squared_error
+from gsnn.stats.significance import benjamini_hochberg
+from gsnn.stats.standardize import batch_moments, running_moments, standardized
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -287,7 +287,7 @@ class MagnitudeEdgeRegressor(nn.Module):
         `p_value` tests that i has no weight in the least-squares regression of j's gradient magnitude on the
         activation magnitudes of all nodes, pooled over pairs and aggregators as W is: Student's t, its
         standard errors allowing for the dependence between the rows of one sample
-        (`gsnn.functional.regression`). It is two-sided for the score_mode 'abs', else one-sided (weight > 0).
+        (`gsnn.stats.regression`). It is two-sided for the score_mode 'abs', else one-sided (weight > 0).
         The weights tested are W where W is at the least-squares solution; they do not depend on how far W
         has been trained, nor on dropout and ridge, which shrink it. NaN where the window is too short for a
         regression on N nodes, a magnitude is constant, or other nodes determine it. `q_value` is Benjamini &

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gsnn.functional.modes import evaluation_mode
+from gsnn._modes import evaluation_mode
 from gsnn.optim.batch_scale import BatchScale, Crit
 from gsnn.optim.captures import Captures
 from gsnn.optim.edge_table import KeptEdges

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gsnn.functional.ranking import auc, average_precision, hits, mrr, ranks
-from gsnn.graph import EDGE_TYPES, as_graph, some_names
+from gsnn._text import some_names
+from gsnn.graph.container import EDGE_TYPES, as_graph
+from gsnn.stats.ranking import auc, average_precision, hits, mrr, ranks
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from gsnn.functional.significance import benjamini_hochberg
 from gsnn.optim.edge_table import KeptEdges, Pair
 from gsnn.optim.MagnitudeEdgeInferer import MagnitudeEdgeInferer
+from gsnn.stats.significance import benjamini_hochberg
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]

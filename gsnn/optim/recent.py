@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gsnn.functional.moments import CoMoments, add_samples, correlation
-from gsnn.functional.regression import PooledFit, centred, pooled_least_squares
+from gsnn.stats.moments import CoMoments, add_samples, correlation
+from gsnn.stats.regression import PooledFit, centred, pooled_least_squares
 
 Array = NDArray[np.float64]
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import networkx as nx
 
-from gsnn.graph import NODE_TYPES, HeteroGraph, as_graph, some_names
-from gsnn.graph_formats import from_edges, to_networkx
+from gsnn._text import some_names
+from gsnn.graph.container import NODE_TYPES, HeteroGraph, as_graph
+from gsnn.graph.formats import from_edges, to_networkx
 
 
 def nx2pyg(

@@ -16,7 +16,7 @@ import networkx as nx
 import numpy as np
 import torch
 
-from gsnn.graph import HeteroGraph
+from gsnn.graph.container import HeteroGraph
 from gsnn.simulate.nx2pyg import nx2pyg
 from gsnn.simulate.simulate import Samples, simulate, simulate_sde
 

@@ -12,7 +12,7 @@ import networkx as nx
 import numpy as np
 from scipy.sparse import csr_array
 
-from gsnn.graph import some_names
+from gsnn._text import some_names
 from gsnn.simulate.elementwise import ParentFunction, SampleFunction
 
 Samples = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]

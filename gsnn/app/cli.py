@@ -1,0 +1,190 @@
+"""``gsnn run`` and ``gsnn demo``.
+
+Only what typer needs is imported here; the commands import the rest, so that ``gsnn --help`` is quick.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import gsnn
+
+if TYPE_CHECKING:
+    from gsnn.app.workflow import Result
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"gsnn {gsnn.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Graph Structured Neural Networks: train on a graph and two tables, and rank the missing edges."""
+    # numpy reads this when it is first imported. The MLP of the comparison is small: with several BLAS
+    # threads it gains nothing, and beside other processes their waiting makes it ten times slower.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+@app.command()
+def run(
+    edges: Annotated[Path, typer.Option(help="Edge table: source, target[, sign][, etype]; tab-separated.")],
+    x: Annotated[Path, typer.Option(help="Inputs: samples x input nodes, complete.")],
+    y: Annotated[Path, typer.Option(help="Outputs: samples x output nodes; empty cells were not measured.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results; must be empty or new.")],
+    nodes: Annotated[
+        Path | None, typer.Option(help="Table node, type; needed only to fix the order of the nodes.")
+    ] = None,
+    groups: Annotated[
+        Path | None,
+        typer.Option(help="Table sample, group: samples of one group are never split between folds."),
+    ] = None,
+    group_column: Annotated[
+        str | None, typer.Option(help="Which column of --groups, where it has several.")
+    ] = None,
+    folds: Annotated[int, typer.Option(help="Folds of the cross-validation; 0: one 80/20 split.")] = 5,
+    seed: Annotated[int, typer.Option(help="Fixes splits, initial weights, batches and dropout.")] = 0,
+    channels: Annotated[int, typer.Option(help="Channels per function node.")] = 8,
+    layers: Annotated[
+        int | None, typer.Option(help="Layers; by default enough for the longest shortest path, 4 to 12.")
+    ] = None,
+    norm: Annotated[str, typer.Option(help="layer, rms, softmax, groupbatch, batch or none.")] = "groupbatch",
+    dropout: Annotated[float, typer.Option(help="Share of channels dropped in training.")] = 0.2,
+    lr: Annotated[float, typer.Option(help="First learning rate; it falls to 0 as a cosine.")] = 3e-3,
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs; by default about 2,000 steps, in 30 to 400 epochs.")
+    ] = None,
+    weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = 1e-2,
+    batch_size: Annotated[int, typer.Option(help="Samples per step.")] = 64,
+    top: Annotated[int, typer.Option(help="How many edges to draw and print.")] = 15,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default cpu.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace results in a folder that is not empty.")
+    ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Forget an interrupted run in --out instead of going on with it.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars, no summary.")] = False,
+) -> None:
+    """Train, compare with simple models by cross-validation, and rank the edges that the graph lacks.
+
+    Columns of X and Y are matched with the graph's nodes by name. Writes report.html, metrics.json,
+    edges.csv, predictions.csv, model.safetensors and figures/ to the folder --out. After an interruption
+    the same command goes on from the last checkpoint.
+    """
+    with _user_errors(out):
+        from gsnn.app import workflow
+        from gsnn.data.tables import load_data
+
+        going_on = workflow.check_out(out, force, fresh) / ".checkpoint"
+        if going_on.exists() and not (fresh or quiet):
+            typer.echo(f"going on with the interrupted run in {out}", err=True)
+        options = workflow.Options(
+            folds=folds,
+            seed=seed,
+            channels=channels,
+            layers=layers,
+            norm=norm,
+            dropout=dropout,
+            lr=lr,
+            epochs=epochs,
+            weight_decay=weight_decay,
+            batch_size=batch_size,
+            top=top,
+            device=device,
+        )
+        data = load_data(edges, x, y, nodes=nodes, groups=groups, group_column=group_column)
+        result = workflow.run(data, out, options, force=force, fresh=fresh, verbose=not quiet)
+    if not quiet:
+        _summary(result, out, top)
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path, typer.Option(help="Folder for the results; an earlier demo there is replaced.")
+    ] = Path("demo_out"),
+    seed: Annotated[int, typer.Option(help="Fixes the simulated data and the run.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+) -> None:
+    """The same job on simulated data whose missing edges are known."""
+    with _user_errors():
+        from dataclasses import replace
+
+        from gsnn.app import workflow
+
+        found = workflow.demo(out, replace(workflow.DEMO_OPTIONS, seed=seed), verbose=not quiet)
+    _summary(found.result, out, 5)
+    typer.echo(
+        f"\n{found.held_out} true edges were hidden from the graph. "
+        f"{found.found} of them are among the first {found.looked_at} of {len(found.result.edges)} ranked "
+        f"pairs; a random order would have {found.chance:.1f}."
+    )
+
+
+@contextmanager
+def _user_errors(out: Path | None = None) -> Iterator[None]:
+    """What a user can put right ends with one line and exit code 2, warnings are one line each.
+
+    An interruption (Ctrl-C) ends with code 130 and one line, which says how to go on with a run in ``out``.
+    """
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        typer.echo(f"warning: {message}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = show
+        try:
+            yield
+        except (ValueError, TypeError, OSError, FloatingPointError) as err:
+            typer.echo(f"error: {err}", err=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            kept = out is not None and (out / ".checkpoint").exists()
+            how = f"; the same command goes on from {out}/.checkpoint, --fresh begins anew" if kept else ""
+            typer.echo(f"interrupted{how}", err=True)
+            raise typer.Exit(130) from None
+
+
+def _summary(result: Result, out: Path, top: int) -> None:
+    from gsnn.app.report_html import simple_model_lead
+
+    metrics = result.metrics
+    sizes = metrics["data"]
+    typer.echo(
+        f"{sizes['samples']} samples, {sizes['input_nodes']} inputs, {sizes['function_nodes']} function "
+        f"nodes, {sizes['output_nodes']} outputs; {len(metrics['r2_by_fold']['gsnn'])} test fold(s)"
+    )
+    typer.echo("\n  model   R2 on test folds   mean squared error")
+    for method, value in metrics["r2"].items():
+        typer.echo(f"  {method:<7} {value:>16.3f}   {metrics['mse'][method]:>18.4g}")
+    if advice := simple_model_lead(metrics):
+        typer.echo(f"\n{advice}")
+    typer.echo(f"\nBest candidates for missing edges, of {metrics['edges']['pairs']:,} pairs (edges.csv):")
+    for row in result.edges.head(top).itertuples():
+        typer.echo(f"  {row.rank:>3}  {row.source} -> {row.target}  score {row.score:.3f}")
+    typer.echo(f"\n{metrics['edges']['caution']}")
+    typer.echo(f"\nWrote {out}/ in {metrics['seconds']} s; begin with {out}/report.html")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,112 @@
+"""The files that a run leaves behind."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+import gsnn
+from gsnn.app.compare import METHODS, Array
+from gsnn.app.report_html import html_report
+from gsnn.data.tables import Data
+from gsnn.graph.container import EDGE_TYPES
+from gsnn.io import model as model_file
+from gsnn.models.GSNN import GSNN
+
+
+def describe(data: Data) -> dict[str, Any]:
+    """Versions and sizes, for metrics.json."""
+    index = data.graph.edge_index_dict
+    return {
+        "versions": {
+            "gsnn": gsnn.__version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "data": {
+            "samples": len(data.x),
+            **{
+                f"{kind}_nodes": len(data.graph.node_names_dict[kind])
+                for kind in ("input", "function", "output")
+            },
+            "edges": {"->".join(etype[::2]): index[etype].shape[1] for etype in EDGE_TYPES},
+            "measured": int(data.y.notna().to_numpy().sum()),
+            "groups": None if data.groups is None else int(data.groups.nunique()),
+        },
+    }
+
+
+def long_predictions(data: Data, yhat: dict[str, Array], fold: np.ndarray) -> pd.DataFrame:
+    """One row per tested sample and output, samples in the order of X."""
+    at = data.x.index.get_indexer(data.order)
+    at = at[fold[at] > 0]
+    n_out = data.y.shape[1]
+    return pd.DataFrame(
+        {
+            "sample": np.repeat(data.x.index.to_numpy()[at], n_out),
+            "output": np.tile(data.y.columns.to_numpy(), len(at)),
+            "fold": np.repeat(fold[at], n_out),
+            "measured": data.y.to_numpy()[at].ravel(),
+            **{method: yhat[method][at].ravel() for method in METHODS},
+        }
+    )
+
+
+def write(
+    out: Path,
+    *,
+    metrics: dict[str, Any],
+    edges: pd.DataFrame,
+    predictions: pd.DataFrame,
+    model: GSNN,
+    figures: Mapping[str, Callable[[], Any]],
+    warnings: Sequence[str] = (),
+    held_out: Sequence[tuple[str, str]] = (),
+) -> None:
+    """Write every file of a run beside ``out`` and then move it there; ``metrics.json`` comes last.
+
+    ``figures`` names the pictures; each function draws one in a new pyplot figure. ``warnings`` and
+    ``held_out`` are for ``report.html``, see :func:`gsnn.app.report_html.html_report`.
+    """
+    import matplotlib.pyplot as plt
+
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as tmp:
+        build = Path(tmp)
+        (build / "figures").mkdir()
+        edges.to_csv(build / "edges.csv", index=False, float_format="%.6g")
+        predictions.to_csv(build / "predictions.csv", index=False, float_format="%.8g")
+        model_file.save(model, build / "model.safetensors", extra={"settings": metrics["settings"]})
+        for name, draw in figures.items():
+            draw()
+            plt.savefig(build / "figures" / f"{name}.png", dpi=150)
+            plt.close()
+        pictures = {name: (build / "figures" / f"{name}.png").read_bytes() for name in figures}
+        text = html_report(metrics, edges, pictures, warnings=warnings, held_out=held_out)
+        (build / "report.html").write_text(text, encoding="utf-8")
+        last = build / "metrics.json"
+        last.write_text(json.dumps(_plain(metrics), indent=2, allow_nan=False) + "\n")
+        (out / "figures").mkdir(parents=True, exist_ok=True)
+        (out / "metrics.json").unlink(missing_ok=True)
+        for path in sorted(build.rglob("*"), key=lambda path: path == last):
+            if path.is_file():
+                os.replace(path, out / path.relative_to(build))
+
+
+def _plain(value: Any) -> Any:
+    """For JSON, which has no NaN: null."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

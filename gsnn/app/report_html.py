@@ -1,0 +1,247 @@
+"""The report of a run as one HTML page that needs nothing else: no network, no script, no other file.
+
+Pictures are data URIs, styles are inline, and every name from the data is escaped. A policy in the page's
+head keeps a browser from loading or running anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+import pandas as pd
+
+#: What the methods of the comparison are, for readers of the page.
+METHODS = {
+    "mean": "mean of the training samples",
+    "ridge": "ridge regression on all inputs",
+    "mlp": "multilayer perceptron on all inputs",
+    "gsnn": "GSNN on the graph",
+}
+CAPTIONS = {
+    "predicted_vs_measured": "Predictions of the GSNN, each by a network that had not seen the sample.",
+    "learning_curve": "Loss in standardised units. The test fold is watched, never acted upon.",
+    "top_edges": "The top candidates in the graph.",
+}
+_MOST_OUTPUTS = 300
+_EDGES = 30
+_STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif; color: #222;
+       background: #fff; max-width: 62rem; margin: 2rem auto; padding: 0 1.2rem; }
+h1 { font-size: 1.7rem; margin-bottom: 0; }
+h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #ccc; }
+p { max-width: 46rem; }
+.small, figcaption { color: #555; font-size: 0.9rem; }
+.note { border-left: 4px solid #e69f00; background: #fdf6e7; padding: 0.6rem 1rem; max-width: 46rem; }
+table { border-collapse: collapse; margin: 0.8rem 0; font-size: 0.92rem; }
+th, td { padding: 0.25rem 0.8rem; border-bottom: 1px solid #e3e3e3; text-align: left; vertical-align: top; }
+th { border-bottom: 2px solid #999; background: #fff; position: sticky; top: 0; }
+td { overflow-wrap: anywhere; }
+.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.own td { font-weight: 600; }
+.scroll { max-height: 30rem; max-width: 100%; overflow: auto; display: inline-block; border: 1px solid #ddd; }
+.scroll table { margin: 0; }
+.bar { display: inline-block; width: 7rem; height: 0.7rem; background: #eee; }
+.bar i { display: block; height: 100%; background: #0072b2; }
+figure { margin: 1.2rem 0; }
+figure img { max-width: 100%; height: auto; }
+.pair { display: flex; flex-wrap: wrap; gap: 1rem 3rem; align-items: flex-start; }
+.pair figure { flex: 1 1 20rem; margin: 0.4rem 0; }
+@media print { .scroll { max-height: none; overflow: visible; } }
+"""
+
+
+def html_report(
+    metrics: Mapping[str, Any],
+    edges: pd.DataFrame,
+    pictures: Mapping[str, bytes],
+    *,
+    warnings: Sequence[str] = (),
+    held_out: Iterable[tuple[str, str]] = (),
+) -> str:
+    """The page as text.
+
+    Args:
+        metrics: as in metrics.json; see :func:`gsnn.app.workflow.run`.
+        edges: as in edges.csv, best candidate first.
+        pictures: name -> the bytes of a PNG file.
+        warnings: what the checks of the tables had to say.
+        held_out: missing edges that are known to be true, as in a simulation; the table of edges says which.
+    """
+    sizes, known = metrics["data"], {tuple(edge) for edge in held_out}
+    rows = max(_EDGES, metrics["settings"]["top"])
+    n_edges = sum(sizes["edges"].values())
+    left = {name: _figure(name, data) for name, data in pictures.items()}
+    graph = left.pop("top_edges", "")
+    parts = [
+        "<h1>Report of a gsnn run</h1>",
+        f'<p class="small">{sizes["samples"]:,} samples, {sizes["input_nodes"]:,} inputs, '
+        f"{sizes['function_nodes']:,} function nodes, {sizes['output_nodes']:,} outputs, "
+        f"{n_edges:,} edges</p>",
+        _warned(warnings),
+        "<h2>How well it predicts</h2>",
+        _comparison(metrics),
+        f'<div class="pair">{"".join(left.values())}</div>',
+        "<h2>By output</h2>",
+        _by_output(metrics["r2_by_output"]),
+        "<h2>Edges that the graph may lack</h2>",
+        f'<p class="note"><b>Read this first.</b> {escape(metrics["edges"]["caution"])}</p>',
+        f'<p class="small">Score: {escape(metrics["edges"]["how"])}. The first {min(rows, len(edges))} of '
+        f"{metrics['edges']['pairs']:,} pairs of function nodes that are no edge; <code>edges.csv</code> has "
+        f"{len(edges):,}.</p>",
+        _edges(edges.head(rows), known),
+        graph,
+        "<h2>Settings, data and versions</h2>",
+        '<div class="pair">',
+        _pairs(metrics["settings"]),
+        _pairs(
+            {
+                **{key.replace("_", " "): value for key, value in sizes.items() if key != "edges"},
+                **{f"edges {kind.replace('->', ' → ')}": n for kind, n in sizes["edges"].items()},
+                **metrics["versions"],
+                "seconds": metrics["seconds"],
+            }
+        ),
+        "</div>",
+        '<p class="small">Beside this page: <code>metrics.json</code>, <code>predictions.csv</code>, '
+        "<code>edges.csv</code>, <code>model.safetensors</code> (read it with <code>gsnn.load</code>) and "
+        "<code>figures/</code>. Method: Evans et al. 2024, doi 10.1101/2024.02.28.582164.</p>",
+    ]
+    return _PAGE.format(style=_STYLE, body="\n".join(part for part in parts if part))
+
+
+def simple_model_lead(metrics: Mapping[str, Any]) -> str:
+    """What it means where ridge regression or the MLP predicts clearly better; else nothing."""
+    ridge, mlp, gsnn = (_order(metrics["r2"][method]) for method in ("ridge", "mlp", "gsnn"))
+    lead = max(ridge, mlp) - gsnn
+    if not 0.05 < lead < math.inf:
+        return ""
+    return (
+        f"A simple model that sees every input does better by {lead:.2f}: a sign that the graph lacks edges, "
+        "or that the GSNN needs other settings."
+    )
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+      content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>Report of a gsnn run</title>
+<style>{style}</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+
+def _warned(warnings: Sequence[str]) -> str:
+    if not warnings:
+        return '<p class="small">The checks of the tables found nothing to warn of.</p>'
+    items = "".join(f"<li>{escape(text)}</li>" for text in warnings)
+    return f'<div class="note"><b>The checks of the tables say:</b><ul>{items}</ul></div>'
+
+
+def _comparison(metrics: Mapping[str, Any]) -> str:
+    folds = len(metrics["r2_by_fold"]["gsnn"])
+    rows = []
+    for method, value in sorted(metrics["r2"].items(), key=lambda item: -_order(item[1])):
+        by_fold = [v for v in metrics["r2_by_fold"][method] if v is not None and math.isfinite(v)]
+        ends = [f"{bound(by_fold):.3f}" for bound in (min, max)] if by_fold else ["–"]
+        span = " to ".join(dict.fromkeys(ends))
+        rows.append(
+            [method, METHODS.get(method, ""), _number(value), span, _number(metrics["mse"][method], ".4g")]
+        )
+    table = _table(
+        ["", "", "R2", f"R2, {folds} test fold{'s' * (folds > 1)}", "mean squared error"],
+        rows,
+        numbers=(2, 3, 4),
+        strong=[row[0] == "gsnn" for row in rows],
+    )
+    lead = simple_model_lead(metrics)
+    note = f'<p class="note">{escape(lead)}</p>' if lead else ""
+    return (
+        "<p>On test folds, pooled over samples and outputs. R2 is 1 for perfect predictions, 0 for the mean "
+        f"of the training samples.</p>{table}{note}"
+    )
+
+
+def _by_output(by_output: Mapping[str, Mapping[str, float]]) -> str:
+    ordered = sorted(by_output.items(), key=lambda item: -_order(item[1]["gsnn"]))
+    methods = [m for m in next(iter(by_output.values())) if m != "mean"]
+    methods.sort(key=lambda m: m != "gsnn")
+    rows = []
+    for name, values in ordered[:_MOST_OUTPUTS]:
+        share = min(max(_order(values["gsnn"]), 0.0), 1.0)
+        bar = f'<span class="bar"><i style="width:{100 * share:.0f}%"></i></span>'
+        rows.append([escape(name), bar, *(_number(values[m]) for m in methods)])
+    table = _table(
+        ["output", "", *(f"R2, {m}" for m in methods)], rows, numbers=range(2, 2 + len(methods)), raw=True
+    )
+    more = len(ordered) - len(rows)
+    rest = f" The {more:,} others are in <code>metrics.json</code>." if more > 0 else ""
+    return f'<p>Best output first.{rest}</p><div class="scroll">{table}</div>'
+
+
+def _edges(edges: pd.DataFrame, known: set[tuple[str, ...]]) -> str:
+    head = ["rank", "source", "target", "score", "p", "q"] + (["known to be true"] if known else [])
+    rows = []
+    columns = (edges[name].tolist() for name in ("rank", "source", "target", "score", "p_value", "q_value"))
+    for rank, source, target, score, *tests in zip(*columns, strict=True):
+        cells = [str(rank), str(source), str(target), _number(score)]
+        cells += ["< 1e-99" if v < 1e-99 else _number(v, ".1e") for v in tests]
+        rows.append(cells + ["✓" if (source, target) in known else ""] * bool(known))
+    return _table(head, rows, numbers=(0, 3, 4, 5))
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    shown = {True: "yes", False: "no", None: "–"}
+    rows = [[key, shown[v] if v is None or isinstance(v, bool) else str(v)] for key, v in values.items()]
+    return _table(["", ""], rows)
+
+
+def _figure(name: str, png: bytes) -> str:
+    data = base64.b64encode(png).decode("ascii")
+    caption = escape(CAPTIONS.get(name, name.replace("_", " ")))
+    alt = escape(name.replace("_", " "), quote=True)
+    image = f'<img alt="{alt}" src="data:image/png;base64,{data}">'
+    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+
+
+def _table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    numbers: Iterable[int] = (),
+    strong: Sequence[bool] = (),
+    raw: bool = False,
+) -> str:
+    """Cells are escaped unless ``raw``; columns in ``numbers`` are set right, rows where ``strong`` bold."""
+    right = set(numbers)
+
+    def line(cells: Sequence[str], tag: str, own: bool = False) -> str:
+        inner = "".join(
+            f"<{tag}{' class=n' if k in right else ''}>{cell if raw else escape(cell)}</{tag}>"
+            for k, cell in enumerate(cells)
+        )
+        return f"<tr{' class=own' if own else ''}>{inner}</tr>"
+
+    body = "".join(line(row, "td", bool(strong) and strong[k]) for k, row in enumerate(rows))
+    top = f"<thead>{line(head, 'th')}</thead>" if any(head) else ""
+    return f"<table>{top}<tbody>{body}</tbody></table>"
+
+
+def _number(value: float | None, form: str = ".3f") -> str:
+    return "–" if value is None or not math.isfinite(value) else format(value, form)
+
+
+def _order(value: float | None) -> float:
+    return -math.inf if value is None or not math.isfinite(value) else value

@@ -1,0 +1,102 @@
+"""Settings of a run, with defaults that follow from the graph and the data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import dijkstra
+
+from gsnn.data.tables import Data
+from gsnn.graph.container import EDGE_TYPES, HeteroGraph
+from gsnn.models.GSNN import GSNN
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of a run. ``layers`` and ``epochs`` follow from graph and data where they are None."""
+
+    folds: int = 5
+    seed: int = 0
+    channels: int = 8
+    layers: int | None = None
+    norm: str = "groupbatch"
+    dropout: float = 0.2
+    lr: float = 3e-3
+    epochs: int | None = None
+    weight_decay: float = 1e-2
+    batch_size: int = 64
+    top: int = 15
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.folds != 0 and self.folds < 2:
+            raise ValueError(f"folds must be 0 (one split) or at least 2, got {self.folds}")
+        for name in ("batch_size", "top"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be a positive int, got {getattr(self, name)}")
+
+
+def settle(data: Data, options: Options) -> Options:
+    """``options`` with ``layers`` and ``epochs`` filled in and checked against the data."""
+    n = len(data.x)
+    if options.folds > n:
+        raise ValueError(f"folds must be at most the number of samples, {n}, got {options.folds}")
+    if data.groups is not None:
+        n_groups, needed = data.groups.nunique(), max(options.folds, 2)
+        if n_groups < needed:
+            raise ValueError(f"groups must have at least {needed} labels to split by, got {n_groups}")
+    if data.graph.edge_index_dict[EDGE_TYPES[0]].shape[1] == 0:
+        raise ValueError("the graph must have at least one function -> function edge, got none")
+    layers = default_layers(data.graph) if options.layers is None else options.layers
+    if layers < 2:
+        raise ValueError(f"layers must be at least 2, as edges are inferred between layers, got {layers}")
+    epochs = default_epochs(n, options.batch_size) if options.epochs is None else options.epochs
+    options = replace(options, layers=layers, epochs=epochs)
+    try:
+        new_model(data, options, options.seed).to(options.device)
+    except (RuntimeError, AssertionError) as err:  # a build without CUDA asserts
+        raise ValueError(f"device {options.device!r} cannot be used: {err}") from None
+    return options
+
+
+def default_layers(graph: HeteroGraph) -> int:
+    """Function nodes on the longest of the shortest paths from an input to an output, within 4 to 12.
+
+    Each layer carries a signal one hop, so that every connected pair can be heard.
+    """
+    names, index = graph.node_names_dict, graph.edge_index_dict
+    n, n_in = len(names["function"]), len(names["input"])
+    between, into, out_of = (index[etype].numpy() for etype in EDGE_TYPES)
+    rows = np.concatenate([between[0], into[0] + n])
+    columns = np.concatenate([between[1], into[1]])
+    hops = coo_array((np.ones(len(rows)), (rows, columns)), shape=(n + n_in, n + n_in)).tocsr()
+    distance = dijkstra(hops, unweighted=True, indices=np.arange(n, n + n_in))[:, :n]
+    to_output = np.full((n_in, len(names["output"])), np.inf)
+    np.minimum.at(to_output.T, out_of[1], distance[:, out_of[0]].T)
+    reached = to_output[np.isfinite(to_output)]
+    return int(np.clip(reached.max(initial=0), 4, 12))
+
+
+def default_epochs(n_samples: int, batch_size: int) -> int:
+    """About 2,000 steps, in 30 to 400 epochs."""
+    return int(np.clip(math.ceil(2000 / math.ceil(n_samples / batch_size)), 30, 400))
+
+
+def new_model(data: Data, options: Options, seed: int) -> GSNN:
+    """An untrained GSNN on the graph of ``data``."""
+    assert options.layers is not None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return GSNN(
+            data.graph.edge_index_dict,
+            data.graph.node_names_dict,
+            channels=options.channels,
+            layers=options.layers,
+            dropout=options.dropout,
+            norm=options.norm,
+            share_layers=False,
+        )

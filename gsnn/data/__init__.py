@@ -1,0 +1,1 @@
+"""Tables in: reading, matching by name, scaling."""

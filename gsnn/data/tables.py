@@ -1,0 +1,274 @@
+"""Read a graph and its data tables, and check them against each other before any work starts."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import pandas as pd
+
+from gsnn._text import some_names
+from gsnn.data.match import select_columns
+from gsnn.graph.container import EDGE_TYPES, GraphWarning, HeteroGraph
+
+_GAPS = ["", "NA", "N/A", "NaN", "nan", "NULL", "null", "None", "-", "."]
+
+FilePath = str | PathLike[str]
+
+
+@dataclass(frozen=True)
+class Data:
+    """A graph with matching tables.
+
+    ``x`` (samples x input nodes) and ``y`` (samples x output nodes, NaN = not measured) have the same
+    rows, in order of the sample names, and the columns of the graph, in its order; so nothing that
+    follows depends on how the files were ordered. ``order`` holds the samples as X had them, ``groups``
+    one label per row or None, ``warnings`` what the checks had to say.
+    """
+
+    graph: HeteroGraph
+    x: pd.DataFrame
+    y: pd.DataFrame
+    order: pd.Index
+    groups: pd.Series | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def load_data(
+    edges: FilePath,
+    x: FilePath,
+    y: FilePath,
+    *,
+    nodes: FilePath | None = None,
+    groups: FilePath | None = None,
+    group_column: str | None = None,
+) -> Data:
+    """Read and check everything that ``gsnn run`` works on.
+
+    Args:
+        edges: table with the columns ``source``, ``target`` and, unless the node names of X and Y tell
+            inputs and outputs, ``etype``; see :func:`gsnn.graph.formats.from_tsv`.
+        x: samples in rows (first column: their names), one column per input node, complete.
+        y: the same for output nodes; empty cells were not measured.
+        nodes: optional table ``node, type`` that fixes the order of the nodes.
+        groups: optional table from sample to group; samples of one group stay together in a split.
+        group_column: which column of it, where it has several.
+
+    All are tab-separated; x, y and groups may also be comma-separated (files that end in ``.csv``) and
+    compressed (``.gz``).
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a table is malformed, or tables and graph do not fit together; the message names the
+            file and the columns, nodes or samples at fault.
+    """
+    for path in (edges, x, y, nodes, groups):
+        if path is not None and not Path(path).is_file():
+            raise FileNotFoundError(f"no file {path}")
+    xs, ys = read_table(x), read_table(y)
+    header, _ = _lines(edges)
+    with _overheard() as said:
+        if "etype" in header or nodes is not None:
+            graph = HeteroGraph.from_tsv(edges, nodes)
+        else:
+            graph = _untyped_graph(edges, str(x), xs, str(y), ys)
+    xs = select_columns(xs, list(graph.node_names_dict["input"]), "input", str(x))
+    ys = select_columns(ys, list(graph.node_names_dict["output"]), "output", str(y))
+    for a, path_a, b, path_b in ((xs, str(x), ys, str(y)), (ys, str(y), xs, str(x))):
+        odd = a.index.difference(b.index)
+        if len(odd):
+            raise ValueError(f"{path_a} has {len(odd)} sample(s) that {path_b} lacks: {some_names(odd)}")
+    if len(xs) < 4:
+        raise ValueError(f"{x} must have at least 4 samples to train and test on, got {len(xs)}")
+    order = xs.index
+    xs, ys = xs.sort_index(), ys.sort_index()
+    check_values(xs, ys, str(x), str(y))
+    labels = None if groups is None else _read_groups(groups, group_column, xs.index, str(x))
+    return Data(graph, xs, ys, order, labels, tuple(said))
+
+
+@contextmanager
+def _overheard() -> Iterator[list[str]]:
+    """The texts of the warnings given inside, which are then given as they would have been."""
+    said: list[str] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield said
+    finally:
+        said += [str(w.message) for w in caught]
+        for w in caught:
+            warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
+
+
+def _untyped_graph(
+    edges: FilePath, x_name: str, x: pd.DataFrame, y_name: str, y: pd.DataFrame
+) -> HeteroGraph:
+    """The tables say which names are inputs and outputs; sorted, so that their order plays no part."""
+    graph = HeteroGraph.from_tsv(edges, input_nodes=sorted(x.columns), output_nodes=sorted(y.columns))
+    names, index = graph.node_names_dict, graph.edge_index_dict
+    between, into, out_of = (index[etype] for etype in EDGE_TYPES)
+    for kind, table, ends in (("input", x_name, into[0]), ("output", y_name, out_of[1])):
+        used = set(ends.tolist())
+        idle = [name for i, name in enumerate(names[kind]) if i not in used]
+        if idle:
+            raise ValueError(
+                f"{table} has {len(idle)} column(s) that are no {kind} node of {edges}: {some_names(idle)}"
+            )
+    fed = {*between[1].tolist(), *into[1].tolist()}
+    orphans = [name for i, name in enumerate(names["function"]) if i not in fed]
+    if orphans:
+        warnings.warn(
+            f"{edges} has no column 'etype' and there is no table of nodes, so {len(orphans)} name(s) that "
+            f"no edge points to, and that {x_name} lacks, were taken for function nodes: "
+            f"{some_names(orphans)}",
+            GraphWarning,
+            stacklevel=3,
+        )
+    feeding = {*between[0].tolist(), *out_of[0].tolist()}
+    idle = [name for i, name in enumerate(names["function"]) if i in fed and i not in feeding]
+    if idle:
+        warnings.warn(
+            f"{edges} has no column 'etype' and there is no table of nodes, so {len(idle)} name(s) that "
+            f"point to nothing, and that {y_name} lacks, were taken for function nodes: {some_names(idle)}",
+            GraphWarning,
+            stacklevel=3,
+        )
+    return graph
+
+
+def read_table(path: FilePath) -> pd.DataFrame:
+    """A numeric table: the first column names the rows, the header the other columns.
+
+    A header that is one name short, as R's ``write.table`` leaves it, is understood. Empty cells, ``NA``,
+    ``NaN`` and the like become NaN.
+
+    Raises:
+        ValueError: an empty file, a name that is missing or there twice, a cell that is not a number.
+    """
+    header, first = _lines(path)
+    names = header if len(first) == len(header) + 1 else header[1:]
+    header = ["\0sample", *names]  # a name that no column has
+    if not names or not first:
+        raise ValueError(f"{path} must have a header, a column of sample names and at least one more column")
+    _check_names(names, f"{path}: column")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # a row longer than the header
+            table = pd.read_csv(
+                path,
+                sep=_separator(path),
+                header=None,
+                skiprows=1,
+                names=header,
+                index_col=False,
+                dtype={header[0]: str},
+                keep_default_na=False,
+                na_values=dict.fromkeys(names, _GAPS),  # in cells, not in the names of samples
+                encoding="utf-8-sig",
+            )
+    except (pd.errors.ParserError, pd.errors.ParserWarning, UnicodeDecodeError) as err:
+        raise ValueError(f"{path} cannot be read as a table: {err}") from None
+    samples = table.pop(header[0]).tolist()
+    _check_names(samples, f"{path}: sample")
+    for column in table.columns:
+        cells = table[column]
+        if not pd.api.types.is_numeric_dtype(cells) or pd.api.types.is_bool_dtype(cells):
+            bad = pd.to_numeric(cells.astype(str), errors="coerce").isna() & cells.notna()
+            row = int(np.flatnonzero(bad.to_numpy())[0]) if bad.any() else 0
+            raise ValueError(
+                f"{path} must be numeric, got {cells.astype(str).iloc[row]!r} in column {column!r}, "
+                f"sample {samples[row]!r}"
+            )
+    return table.astype(float).set_axis(pd.Index(samples, name="sample"), axis=0)
+
+
+def check_values(x: pd.DataFrame, y: pd.DataFrame, x_name: str, y_name: str) -> None:
+    """Refuse gaps in x, infinities, outputs without data, and columns that never change.
+
+    Raises:
+        ValueError: naming the table, the column and, for a single value, the sample.
+    """
+    for table, name, bad, expected in (
+        (x, x_name, ~np.isfinite(x.to_numpy()), "a finite number in every cell"),
+        (y, y_name, np.isinf(y.to_numpy()), "finite numbers or empty cells"),
+    ):
+        if bad.any():
+            row, column = np.argwhere(bad)[0]
+            raise ValueError(
+                f"{name} must have {expected}, got {table.to_numpy()[row, column]} in column "
+                f"{table.columns[column]!r}, sample {table.index[row]!r} ({bad.sum()} such cells)"
+            )
+    empty = y.columns[y.isna().all()]
+    if len(empty):
+        raise ValueError(
+            f"{y_name} has {len(empty)} output(s) without any measured value: {some_names(empty)}; "
+            "drop them from the table and from the graph"
+        )
+    for table, name, kind in ((x, x_name, "input"), (y, y_name, "output")):
+        flat = table.columns[table.min() == table.max()]
+        if len(flat):
+            value = table[flat[0]].dropna().iloc[0]
+            raise ValueError(
+                f"{name} has {len(flat)} constant column(s), nothing can be learnt from them: "
+                f"{some_names(flat)} ({flat[0]!r} is {value:g} in every sample); drop them from the table "
+                f"and their {kind} nodes from the graph"
+            )
+
+
+def _read_groups(path: FilePath, column: str | None, samples: pd.Index, x_name: str) -> pd.Series:
+    table = pd.read_csv(
+        path, sep=_separator(path), dtype=str, keep_default_na=False, index_col=0, encoding="utf-8-sig"
+    )
+    if column is None:
+        if len(table.columns) != 1:
+            raise ValueError(
+                f"{path} must have one group column, or group_column must say which to take; "
+                f"got {some_names(table.columns)}"
+            )
+        column = str(table.columns[0])
+    if column not in table.columns:
+        raise ValueError(f"{path} has no column {column!r}; it has {some_names(table.columns)}")
+    if not table.index.is_unique:
+        raise ValueError(f"{path} names samples twice: {some_names(table.index[table.index.duplicated()])}")
+    missing = samples.difference(table.index)
+    if len(missing):
+        raise ValueError(f"{path} lacks {len(missing)} sample(s) of {x_name}: {some_names(missing)}")
+    labels = table.loc[samples, column]
+    if (labels == "").any():
+        raise ValueError(f"{path} has samples without a group: {some_names(labels.index[labels == ''])}")
+    return labels
+
+
+def _check_names(names: Sequence[str], what: str) -> None:
+    counts = pd.Series(names).value_counts()
+    if "" in counts.index:
+        raise ValueError(f"{what} names must not be empty")
+    twice = counts.index[counts > 1]
+    if len(twice):
+        raise ValueError(f"{what} names must be unique, got several of {some_names(sorted(twice))}")
+
+
+def _separator(path: FilePath) -> str:
+    return "," if ".csv" in Path(path).suffixes[-2:] else "\t"
+
+
+def _lines(path: FilePath) -> tuple[list[str], list[str]]:
+    """The header and the first row, for what pandas would repair in silence (repeated names)."""
+    with _open(path) as file:
+        rows = csv.reader(file, delimiter=_separator(path))
+        return next(rows, []), next(rows, [])
+
+
+def _open(path: FilePath) -> IO[str]:
+    if Path(path).suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return open(path, encoding="utf-8-sig", newline="")

@@ -1,0 +1,347 @@
+"""A stack of residual blocks as one differentiable operation, for their most common form.
+
+``lin_in``, a norm that averages (or none), ELU, an optional constant factor (dropout, node mask) and
+``lin_out`` with its residual. One operation keeps a few tensors per block for the backward pass and
+spares autograd's bookkeeping between the steps, which is where a small network's time goes. Anything
+else, and any block whose captures lie on the way to its output, runs as the separate operations of
+:mod:`gsnn.kernels.bucketed` and :mod:`gsnn.kernels.channels`. On the CPU the same is handed to
+:mod:`gsnn.kernels.compiled` where that is there; it keeps only the state that enters each block.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from gsnn.kernels import compiled as native
+from gsnn.kernels.bucketed import (
+    Tensor,
+    differentiable_grads,
+    in_table,
+    out_table,
+    plain_in,
+    plain_out,
+    product_in,
+    product_in_grads,
+    product_out,
+    product_out_grads,
+    residual_grad,
+)
+from gsnn.kernels.channels import Dims, elu_grad_, elu_values, plain_unit, unit_scale, unit_scale_grads
+from gsnn.kernels.plan import Plan
+
+
+class Form(NamedTuple):
+    """What a block computes besides its products.
+
+    Attributes:
+        channels: C.
+        dims: dimensions of (N, C, B) its norm averages over; None for no norm.
+        centre: whether the norm subtracts the mean.
+        aside: whether it also gives the activations that ``lin_out`` reads.
+    """
+
+    channels: int
+    dims: Dims | None
+    centre: bool
+    aside: bool = False
+
+    @property
+    def over_batch(self) -> bool:
+        """Whether the norm's statistics are those of the batch."""
+        return self.dims is not None and 2 in self.dims
+
+
+class Weights(NamedTuple):
+    """The tensors of one block, nodes and edges in the given order.
+
+    Attributes:
+        in_values: (edges into function nodes * C,).
+        in_bias: (N*C,) or None.
+        scale, shift: (N,) of the norm, or None.
+        out_values: (edges out of function nodes * C,).
+        out_bias: (E,) or None.
+        residual: scalar r, or None for no residual.
+        factor: constant that broadcasts to (N, C, B), in plan order, or None; gets no gradient.
+    """
+
+    in_values: Tensor
+    in_bias: Tensor | None
+    scale: Tensor | None
+    shift: Tensor | None
+    out_values: Tensor
+    out_bias: Tensor | None
+    residual: Tensor | None
+    factor: Tensor | None
+
+
+N_WEIGHTS = len(Weights._fields)
+
+
+class _Saved(NamedTuple):
+    """What one block keeps for its backward pass, besides its weights."""
+
+    state: Tensor
+    in_table: Tensor
+    out_table: Tensor
+    unit: Tensor | None
+    unit_scale: Tensor | None
+    active: Tensor
+    gate: Tensor | None
+
+
+def _split(flat: Sequence[Any]) -> list[Weights]:
+    return [Weights(*flat[k : k + N_WEIGHTS]) for k in range(0, len(flat), N_WEIGHTS)]
+
+
+def _plain(
+    state: Tensor, flat: Sequence[Tensor | None], form: Form, plan: Plan
+) -> tuple[Tensor, list[Tensor]]:
+    """The stack by differentiable operations: its result and what each ``lin_out`` reads."""
+    read = []
+    for w in _split(flat):
+        z = plain_in(state, w.in_values.view(-1, form.channels), w.in_bias, plan)
+        if form.dims is not None:
+            scale, shift = (
+                None if t is None else plan.to_nodes(t.view(-1, 1, 1)) for t in (w.scale, w.shift)
+            )
+            z = plain_unit(z, scale, shift, form.dims, form.centre)[0]
+        z = torch.nn.functional.elu(z)
+        if w.factor is not None:
+            z = z * w.factor
+        read.append(z)
+        through = None if w.residual is None else state
+        state = plain_out(z, w.out_values.view(-1, form.channels), w.out_bias, through, w.residual, plan)
+    return state, read
+
+
+def _forward(
+    state: Tensor, w: Weights, form: Form, plan: Plan
+) -> tuple[Tensor, _Saved, Tensor | None, Tensor]:
+    """New state, what to save, the mean that the norm subtracted, and what ``lin_out`` read."""
+    table_in = in_table(w.in_values.view(-1, form.channels), plan)
+    table_out = out_table(w.out_values.view(-1, form.channels), plan)
+    z = product_in(state, table_in, w.in_bias, plan)
+    unit = unit_scale_ = mean = None
+    if form.dims is not None:
+        unit, unit_scale_, mean = unit_scale(z, form.dims, form.centre)
+        if w.scale is None or w.shift is None:
+            z = unit
+        else:
+            z = torch.mul(unit, plan.to_nodes(w.scale.view(-1, 1, 1)), out=z)
+            z.add_(plan.to_nodes(w.shift.view(-1, 1, 1)))
+    active = elu_values(z)
+    read = active if w.factor is None else active * w.factor
+    gate = None if w.residual is None else w.residual.relu()
+    result = product_out(read, table_out, w.out_bias, state, gate, plan)
+    return result, _Saved(state, table_in, table_out, unit, unit_scale_, active, gate), mean, read
+
+
+def _backward(
+    grad: Tensor,
+    w: Weights,
+    saved: _Saved,
+    form: Form,
+    plan: Plan,
+    state_needed: bool,
+    needed: Sequence[bool],
+    read_grad: Tensor | None,
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Gradients for the state that entered the block and for its weights.
+
+    ``read_grad`` is what else depends on the activations that ``lin_out`` read.
+    """
+    read = saved.active if w.factor is None else saved.active * w.factor
+    z_grad, out_values_grad, out_bias_grad = product_out_grads(
+        grad, read, saved.out_table, plan, (True, needed[4], needed[5])
+    )
+    assert z_grad is not None
+    if read_grad is not None:
+        z_grad.add_(read_grad)
+    if w.factor is not None:
+        z_grad.mul_(w.factor)
+    z_grad = elu_grad_(z_grad, saved.active)
+    scale_grad = shift_grad = None
+    if saved.unit is not None and saved.unit_scale is not None and form.dims is not None:
+        scale = None if w.scale is None else plan.to_nodes(w.scale.view(-1, 1, 1))
+        z_grad, scale_grad, shift_grad = unit_scale_grads(
+            z_grad, saved.unit, saved.unit_scale, scale, form.dims, form.centre
+        )
+        if scale_grad is not None and shift_grad is not None:
+            scale_grad = plan.from_nodes(scale_grad).view(-1)
+            shift_grad = plan.from_nodes(shift_grad).view(-1)
+    state_grad, in_values_grad, in_bias_grad = product_in_grads(
+        z_grad, saved.state, saved.in_table, plan, (state_needed, needed[0], needed[1])
+    )
+    r_grad = None
+    if w.residual is not None and saved.gate is not None:
+        if state_grad is not None:
+            state_grad.add_(grad * saved.gate)
+        if needed[6]:
+            r_grad = residual_grad(grad, saved.state, w.residual)
+    return state_grad, [
+        None if in_values_grad is None else in_values_grad.view(-1),
+        in_bias_grad,
+        scale_grad,
+        shift_grad,
+        None if out_values_grad is None else out_values_grad.view(-1),
+        out_bias_grad,
+        r_grad,
+        None,
+    ]
+
+
+class _Stack(torch.autograd.Function):
+    """The blocks by PyTorch's operations."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, form: Form, plan: Plan, keep: bool, state: Tensor, *flat: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        kept: list[Tensor | None] = [state, *flat]
+        statistics: list[Tensor | None] = []
+        aside: list[Tensor] = []
+        for weights in _split(flat):
+            state, saved, mean, read = _forward(state, weights, form, plan)
+            kept.extend(saved)
+            if form.aside:
+                aside.append(read)
+            statistics += [saved.unit_scale, mean] if form.over_batch else [None, None]
+        return _leave(ctx, form, plan, kept, len(flat), state, statistics, aside)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *others: Tensor | None) -> Any:
+        form, plan = ctx.form, ctx.plan
+        kept = ctx.saved_tensors
+        inputs, kept = kept[: ctx.n_flat + 1], kept[ctx.n_flat + 1 :]
+        needed = ctx.needs_input_grad[3:]
+        blocks, flat_grads = _split(inputs[1:]), []
+        read_grads = others[2 * len(blocks) :] if form.aside else [None] * len(blocks)
+        if grad is None:  # only what was given aside has been used
+            grad = inputs[0].new_zeros(plan.n_rows, inputs[0].shape[1])
+        if torch.is_grad_enabled():
+            return None, None, None, *_plain_grads(form, plan, inputs, needed, grad, read_grads)
+        state_grad: Tensor | None = grad.contiguous()
+        n_saved = len(_Saved._fields)
+        for k in range(len(blocks) - 1, -1, -1):
+            assert state_grad is not None
+            state_grad, weight_grads = _backward(
+                state_grad,
+                blocks[k],
+                _Saved(*kept[k * n_saved : (k + 1) * n_saved]),
+                form,
+                plan,
+                k > 0 or needed[0],
+                needed[1 + k * N_WEIGHTS : 1 + (k + 1) * N_WEIGHTS],
+                read_grads[k],
+            )
+            flat_grads.append(weight_grads)
+        return None, None, None, state_grad, *(g for grads in reversed(flat_grads) for g in grads)
+
+
+class _CompiledStack(torch.autograd.Function):
+    """The blocks by :mod:`gsnn.kernels.compiled`, which keeps only the state that enters each block."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, form: Form, plan: Plan, keep: bool, state: Tensor, *flat: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        result, states, statistics, aside = native.forward(state, _split(flat), form, plan, keep)
+        return _leave(ctx, form, plan, [state, *flat, *states], len(flat), result, statistics, aside)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *others: Tensor | None) -> Any:
+        form, plan = ctx.form, ctx.plan
+        kept = ctx.saved_tensors
+        inputs, states = kept[: ctx.n_flat + 1], kept[ctx.n_flat + 1 :]
+        needed = ctx.needs_input_grad[3:]
+        blocks = _split(inputs[1:])
+        read_grads = others[2 * len(blocks) :] if form.aside else [None] * len(blocks)
+        if grad is None:  # only what was given aside has been used
+            grad = torch.zeros_like(inputs[0])
+        if torch.is_grad_enabled():
+            return None, None, None, *_plain_grads(form, plan, inputs, needed, grad, read_grads)
+        if not native.usable([*states, *(tensor for block in blocks for tensor in block[:-1])]):
+            raise RuntimeError("saved tensors must come back as they were saved, contiguous and of one type")
+        state_grad, grads = native.backward(grad, states, blocks, form, plan, read_grads, needed)
+        return None, None, None, state_grad, *(g for of_block in grads for g in of_block)
+
+
+def _leave(
+    ctx: Any,
+    form: Form,
+    plan: Plan,
+    kept: list[Tensor | None],
+    n_flat: int,
+    state: Tensor,
+    statistics: list[Tensor | None],
+    aside: list[Tensor],
+) -> tuple[Tensor | None, ...]:
+    """Save what the backward pass needs and give the outputs."""
+    ctx.form, ctx.plan, ctx.n_flat = form, plan, n_flat
+    ctx.save_for_backward(*kept)
+    ctx.mark_non_differentiable(*(t for t in statistics if t is not None))
+    ctx.set_materialize_grads(False)
+    return state, *statistics, *aside
+
+
+def _plain_grads(
+    form: Form,
+    plan: Plan,
+    inputs: Sequence[Tensor | None],
+    needed: Sequence[bool],
+    grad: Tensor,
+    read_grads: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """Gradients that can be differentiated again."""
+
+    def outputs(state: Tensor, *flat: Tensor | None) -> list[Tensor]:
+        result, read = _plain(state, flat, form, plan)
+        return [result, *(z for z, g in zip(read, read_grads, strict=True) if g is not None)]
+
+    given = [grad, *(g for g in read_grads if g is not None)]
+    return differentiable_grads(outputs, inputs, needed, given)
+
+
+def _fits(w: Weights, form: Form, plan: Plan, state: Tensor) -> bool:
+    """Whether compiled code stays inside the tensors; PyTorch's operations tell what is wrong with others."""
+    N, C = plan.n_nodes, form.channels
+    sizes = (len(plan.in_edges) * C, N * C, N, N, len(plan.out_edges) * C, len(plan.row_of_edge), 1)
+    factor = w.factor
+    return (
+        all(tensor is None or tensor.numel() == size for tensor, size in zip(w, sizes, strict=False))
+        and (w.scale is None) == (w.shift is None)
+        and (factor is None or (factor.dtype is state.dtype and factor.device == state.device))
+    )
+
+
+def run_blocks(
+    state: Tensor, blocks: Sequence[Weights], form: Form, plan: Plan
+) -> tuple[Tensor, list[tuple[Tensor | None, Tensor | None]], list[Tensor]]:
+    """Each block in turn: ``lin_out(factor * elu(norm(lin_in(state)))) + relu(residual) state``.
+
+    Args:
+        state: (R, B) edge state in the plan's rows, contiguous.
+        blocks: the tensors of each block.
+        form: what all of them compute.
+        plan: the network's plan.
+
+    Returns:
+        The new state (R, B); for each block the ``1 / sqrt(v + 1e-5)`` and mean of a norm over the
+        batch (else None); and,
+        for ``form.aside``, for each block the activations (N, C, B) in plan order that ``lin_out`` read.
+    """
+    flat = [tensor for block in blocks for tensor in block]
+    # A factor that broadcasts over (N, C, B) is read by its strides, whatever they are.
+    every = [state, *(tensor for block in blocks for tensor in block[:-1])]
+    keep = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in every)
+    usable = (
+        state.shape[1] > 0
+        and state.shape[0] == plan.n_rows
+        and native.usable(every)
+        and all(_fits(block, form, plan, state) for block in blocks)
+    )
+    stack = _CompiledStack if usable else _Stack
+    state, *others = stack.apply(form, plan, keep, state, *flat)
+    statistics, aside = others[: 2 * len(blocks)], others[2 * len(blocks) :]
+    return state, list(zip(statistics[::2], statistics[1::2], strict=True)), aside

@@ -1,0 +1,1 @@
+"""Streaming moments, significance, ranking: pure functions on arrays."""

@@ -1,0 +1,358 @@
+"""Fit a GSNN to tables or arrays, and predict with it.
+
+``fit`` is a plain supervised loop: AdamW (Loshchilov & Hutter 2019) with a cosine schedule, targets
+that may have gaps, early stopping on a validation loss with the best weights restored. Code that
+needs more (an extra loss, an online edge inferer) writes its own loop; nothing here is required.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import operator
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from gsnn._modes import evaluation_mode, modes_kept
+from gsnn._text import some_names
+from gsnn.data.dataset import Prepared, prepared
+from gsnn.data.match import as_pair, as_rows, node_names, sample_names
+from gsnn.data.rows import Rows
+from gsnn.data.scaling import Scaling, Survey, scaling_of, set_scaling
+from gsnn.train.history import History
+from gsnn.train.resume import FitCheckpoint, Progress, describe_model, describe_versions
+
+if TYPE_CHECKING:
+    pass
+
+Table = Prepared | torch.Tensor
+Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+SCHEDULES = ("cosine", "constant")
+
+
+def fit(
+    model: torch.nn.Module,
+    x: Any,
+    y: Any,
+    *,
+    validation: tuple[Any, Any] | float | None = None,
+    epochs: int = 100,
+    batch_size: int = 64,
+    lr: float = 1e-2,
+    weight_decay: float = 1e-2,
+    patience: int | None = None,
+    crit: Criterion | None = None,
+    schedule: str = "cosine",
+    standardize: bool | Scaling = False,
+    restore_best: bool = True,
+    seed: int | None = None,
+    device: torch.device | str | None = None,
+    verbose: bool | str = True,
+    checkpoint_path: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 1,
+) -> History:
+    """Train ``model`` in place on x (B, N_in) and y (B, N_out).
+
+    x and y are arrays, tensors, DataFrames, memory maps, scipy sparse matrices, HDF5 datasets or AnnData
+    (their ``X``), in any combination. Columns of DataFrames and AnnData (``var_names``) are matched by name
+    with the model's input and output nodes, in any order; where both tables name their samples, rows are
+    too. Memory maps, sparse matrices, HDF5 and AnnData, also on disk, are never loaded or made dense as a
+    whole: one pass checks them before training, then each batch reads its rows. Only predictions for the
+    validation data and its targets are held at once. Zeros that a sparse matrix leaves out are zeros.
+    NaN in y means "not measured" and takes no part in the loss; rows of y without any value are left
+    out. Batches are drawn anew every epoch and differ by at most one sample in size.
+
+    Args:
+        model: a GSNN (anything with ``graph.node_names_dict`` and a forward from x to y).
+        validation: ``(x_val, y_val)``, or the fraction of rows to put aside, drawn at random. The
+            weights of the epoch with the lowest validation loss are restored at the end. Without it
+            the model keeps the weights of the last epoch.
+        restore_best: False only watches the validation loss: it is recorded, has no say in the result, and
+            the weights of the last epoch stay. This is how a test set can be watched.
+        patience: stop after this many epochs without a lower validation loss.
+        crit: ``crit(yhat, y) -> scalar``, mean squared error by default. Where y has gaps it gets the
+            measured entries only, as two vectors.
+        schedule: ``'cosine'`` takes the learning rate from ``lr`` to 0 over all steps, ``'constant'``
+            keeps it.
+        standardize: train on standardised columns. The scaling is computed from the training rows
+            (or taken as given), kept as ``model.scaling``, undone by ``predict`` and stored by
+            ``gsnn.io.save``. A direct call ``model(x)`` then works in standardised units.
+        seed: fixes the order of the batches, the validation split and dropout, and leaves the global
+            random state alone. Without it everything follows torch's global state.
+        device: moves the model there first (and leaves it there); by default the model's own device.
+        verbose: show a progress bar; a text labels it.
+        checkpoint_path: a file that keeps the state after finished epochs. Where it is there already, the
+            fit goes on from it: the same call in a new process gives, on the same kind of machine and
+            number of threads, bit for bit what it would have given uninterrupted. Needs a ``seed``. The
+            file stays after the last epoch, so that a script of several fits, started again, passes over
+            those that are finished; delete it to train anew. It belongs to the settings, data, graph and
+            initial weights it was written for (build the model after ``torch.manual_seed``); of ``crit``
+            only the name is compared.
+        checkpoint_every: write it after every so many epochs, and after the last.
+
+    Returns:
+        A :class:`History`.
+
+    Raises:
+        ValueError: wrong shapes, missing or unknown columns, NaN or infinite x, infinite y, an output
+            without a single measured value, options out of range; a checkpoint that is damaged or belongs
+            to another run.
+        FileNotFoundError: the folder of ``checkpoint_path`` is not there.
+        FloatingPointError: the loss became NaN or infinite. The weights of the best epoch so far (by
+            validation loss; the initial ones where there is none) are put back first, and the checkpoint is
+            deleted.
+    """
+    _check_options(epochs, batch_size, lr, weight_decay, patience, schedule, validation, restore_best)
+    _check_positive_int("checkpoint_every", checkpoint_every)
+    if checkpoint_path is not None:
+        if seed is None:
+            raise ValueError(
+                "checkpoint_path needs a seed, as an unseeded fit cannot be repeated, got seed=None"
+            )
+        if not os.path.isdir(os.path.dirname(os.path.abspath(checkpoint_path))):
+            raise FileNotFoundError(f"checkpoint_path must be in a folder that exists, got {checkpoint_path}")
+    if device is not None:
+        model.to(device)
+    params = [p for p in model.parameters() if p.requires_grad]
+    if not params:
+        raise ValueError("model must have parameters that require a gradient, got none")
+    dtype, device = params[0].dtype, params[0].device
+    crit = torch.nn.functional.mse_loss if crit is None else crit
+
+    xs, ys = as_pair(model, x, y, "x", "y")
+    seed = None if seed is None else operator.index(seed)
+    rng = torch.Generator()
+    rng.manual_seed(int(torch.randint(2**62, ()).item()) if seed is None else seed)
+    aside: tuple[Rows, Rows] | None = None
+    if isinstance(validation, tuple):
+        aside = as_pair(model, *validation, "x_val", "y_val")
+    elif validation is not None:
+        n_val = max(1, round(validation * len(xs)))
+        if n_val >= len(xs):
+            raise ValueError(f"validation={validation} leaves no sample of {len(xs)} to train on")
+        order = torch.randperm(len(xs), generator=rng)
+        held, rest = order[:n_val].sort().values, order[n_val:].sort().values
+        aside = xs.take(held), ys.take(held)
+        xs, ys = xs.take(rest), ys.take(rest)
+    look = {"checksum": checkpoint_path is not None}
+    of_x, of_y = (Survey.of(table, moments=standardize is True, **look) for table in (xs, ys))
+    _check_measured(model, of_y)
+    of_val = () if aside is None else tuple(Survey.of(table, **look) for table in aside)
+    if of_val and not bool(of_val[1].filled.any()):
+        raise ValueError("validation data must have at least one measured target, got only NaN")
+
+    scaling = Scaling.of_columns(of_x.columns, of_y.columns) if standardize is True else standardize or None
+
+    def prepare(x: Rows, y: Rows, filled: torch.Tensor) -> tuple[Table, Table]:
+        if not bool(filled.all()):
+            x, y = x.take(filled.nonzero()[:, 0]), y.take(filled.nonzero()[:, 0])
+        return (
+            prepared(x, None if scaling is None else scaling.scale_x, device, dtype),
+            prepared(y, None if scaling is None else scaling.scale_y, device, dtype),
+        )
+
+    x_train, y_train = prepare(xs, ys, of_y.filled)
+    val = None if aside is None else prepare(*aside, of_val[1].filled)
+    n_batches = math.ceil(len(x_train) / batch_size)
+    n_steps = epochs * n_batches
+    opt = torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay, fused=device.type in ("cpu", "cuda"))
+    checkpoint = None
+    if checkpoint_path is not None:
+        settings = {
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "patience": patience,
+            "crit": getattr(crit, "__qualname__", type(crit).__qualname__),
+            "schedule": schedule,
+            "standardize": standardize if isinstance(standardize, bool) else repr(standardize),
+            "restore_best": restore_best,
+            "validation": "given" if isinstance(validation, tuple) else validation,
+            "seed": seed,
+            "device": device.type,
+        }
+        sums = zip(("x", "y", "x_val", "y_val"), (of_x, of_y, *of_val), strict=False)
+        data = {name: survey.checksum for name, survey in sums}
+        plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in settings.items()}
+        run = {**describe_versions(), **plain, **data, **describe_model(model)}
+        checkpoint = FitCheckpoint(checkpoint_path, run)
+    done = Progress(_snapshot(model))
+    with modes_kept(model), _seeded(seed, device):
+        if checkpoint is not None:
+            checkpoint.resume(model, opt, rng, done)
+        set_scaling(model, scaling)
+        with _bar(epochs, verbose, done.epoch) as bar:
+            while done.epoch < epochs and not _stops(done, patience):
+                model.train()
+                first = done.epoch * n_batches
+                order = torch.randperm(len(x_train), generator=rng).to(device)
+                total, count = torch.zeros((), device=device, dtype=torch.float64), 0
+                for b, rows in enumerate(torch.tensor_split(order, n_batches)):
+                    for group in opt.param_groups:
+                        group["lr"] = _rate(lr, schedule, first + b, n_steps)
+                    loss = _loss(crit, model(x_train[rows]), y_train[rows], of_y.gaps)
+                    opt.zero_grad(set_to_none=True)
+                    loss.backward()
+                    opt.step()
+                    total += loss.detach().double() * len(rows)
+                    count += len(rows)
+                opt.zero_grad(set_to_none=True)
+                done.train_loss.append(float(total) / count)
+                done.val_loss.append(math.nan if val is None else _evaluate(model, crit, *val, batch_size))
+                done.lr.append(_rate(lr, schedule, first, n_steps))
+                losses = {"train": done.train_loss[-1]} | ({} if val is None else {"val": done.val_loss[-1]})
+                if not all(map(math.isfinite, losses.values())):
+                    model.load_state_dict(done.best)
+                    if checkpoint is not None:
+                        checkpoint.discard()
+                    back = (
+                        f"the weights of epoch {done.best_epoch}"
+                        if done.best_epoch
+                        else "the initial weights"
+                    )
+                    raise FloatingPointError(
+                        f"the loss became {losses['train']:g} in epoch {done.epoch} of {epochs}; {back} were "
+                        f"put back. A lower lr (now {lr:g}) or another norm usually helps"
+                    )
+                if val is not None and losses["val"] < done.best_loss:
+                    done.best, done.best_epoch = _snapshot(model), done.epoch
+                if checkpoint is not None and (
+                    done.epoch % checkpoint_every == 0 or done.epoch == epochs or _stops(done, patience)
+                ):
+                    checkpoint.save(model, opt, rng, done)
+                bar.update()
+                bar.set_postfix({name: f"{loss:.4g}" for name, loss in losses.items()}, refresh=False)
+    best_epoch = done.epoch
+    if val is not None and restore_best:
+        best_epoch = done.best_epoch
+        model.load_state_dict(done.best)
+    return History(
+        tuple(done.train_loss), tuple(done.val_loss), tuple(done.lr), best_epoch, _stops(done, patience)
+    )
+
+
+def predict(model: torch.nn.Module, x: Any, *, batch_size: int = 1024) -> Any:
+    """Predictions (B, N_out) for x (B, N_in), in eval mode, without gradients.
+
+    x is anything that ``fit`` takes. A DataFrame or AnnData is matched by column name and gives a DataFrame
+    with its index (``obs_names``) and one column per output node; anything else gives a numpy array. Memory
+    maps, sparse matrices, HDF5 and AnnData are read batch by batch. Where the model carries a scaling (see
+    ``fit(standardize=True)``) x and the predictions are in the original units. The model's mode is
+    left as it was.
+
+    Raises:
+        ValueError: wrong width, missing or unknown columns, NaN or infinite x.
+    """
+    _check_positive_int("batch_size", batch_size)
+    xs = as_rows(model, x, "input", "x")
+    param = next(model.parameters())
+    scaling = scaling_of(model)
+    ready = Prepared(xs, None if scaling is None else scaling.scale_x, param.device, param.dtype)
+    parts = []
+    with evaluation_mode(model), torch.no_grad():
+        for start in range(0, len(ready), batch_size):
+            parts.append(model(ready[start : start + batch_size]).to("cpu"))
+    yhat = torch.cat(parts) if parts else torch.zeros(0, len(node_names(model, "output")), dtype=param.dtype)
+    if scaling is not None:
+        yhat = scaling.unscale_y(yhat)
+    out = (yhat.float() if yhat.dtype == torch.bfloat16 else yhat).numpy()
+    samples = sample_names(x)
+    if samples is None:
+        return out
+    import pandas as pd
+
+    return pd.DataFrame(out, index=samples, columns=node_names(model, "output"))
+
+
+def _stops(done: Progress, patience: int | None) -> bool:
+    return patience is not None and done.epoch - done.best_epoch >= patience
+
+
+def _bar(epochs: int, verbose: bool | str, done: int) -> tqdm:
+    desc = verbose if isinstance(verbose, str) else None
+    return tqdm(total=epochs, initial=done, disable=not verbose, desc=desc)
+
+
+def _rate(lr: float, schedule: str, step: int, n_steps: int) -> float:
+    return lr if schedule == "constant" else lr * 0.5 * (1.0 + math.cos(math.pi * step / n_steps))
+
+
+def _loss(crit: Criterion, yhat: torch.Tensor, y: torch.Tensor, gaps: bool) -> torch.Tensor:
+    if not gaps:
+        return crit(yhat, y)
+    measured = ~y.isnan()
+    return crit(yhat[measured], y[measured])
+
+
+def _evaluate(model: torch.nn.Module, crit: Criterion, x: Table, y: Table, batch_size: int) -> float:
+    """Loss over all of (x, y) at once, so that it does not depend on how batches are cut."""
+    model.eval()
+    with torch.no_grad():
+        yhat = torch.cat([model(x[i : i + batch_size]) for i in range(0, len(x), batch_size)])
+        measured = y[:]
+        return float(_loss(crit, yhat, measured, bool(measured.isnan().any())))
+
+
+def _snapshot(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+
+@contextlib.contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Dropout draws from torch's global state, so a seed is set there and the state put back."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _check_measured(model: torch.nn.Module, y: Survey) -> None:
+    if not bool(y.measured.all()):
+        seen = zip(node_names(model, "output"), y.measured.tolist(), strict=True)
+        names = [name for name, measured in seen if not measured]
+        raise ValueError(f"y has no measured value to train on for {some_names(names)}")
+
+
+def _check_positive_int(arg: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{arg} must be a positive int, got {value!r}")
+
+
+def _check_options(
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    weight_decay: float,
+    patience: int | None,
+    schedule: str,
+    validation: tuple[Any, Any] | float | None,
+    restore_best: bool,
+) -> None:
+    _check_positive_int("epochs", epochs)
+    _check_positive_int("batch_size", batch_size)
+    if not (lr > 0 and math.isfinite(lr)):
+        raise ValueError(f"lr must be a positive number, got {lr!r}")
+    if not (weight_decay >= 0 and math.isfinite(weight_decay)):
+        raise ValueError(f"weight_decay must be a number >= 0, got {weight_decay!r}")
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {SCHEDULES}, got {schedule!r}")
+    if patience is not None:
+        _check_positive_int("patience", patience)
+        if validation is None or not restore_best:
+            raise ValueError("patience needs validation=... and restore_best=True")
+    if isinstance(validation, tuple):
+        if len(validation) != 2:
+            raise ValueError(f"validation must be (x_val, y_val), got {len(validation)} items")
+    elif validation is not None and not (
+        isinstance(validation, (int, float)) and not isinstance(validation, bool) and 0 < validation < 1
+    ):
+        raise ValueError(f"validation must be (x_val, y_val) or a fraction in (0, 1), got {validation!r}")
