@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import gsnn
 from gsnn.app.cli import app
-from gsnn.app.workflow import write_tables
+from gsnn.app.demo import write_tables
 from gsnn.simulate.scenarios import converging_tiers
 
 QUICK = ["--folds", "2", "--channels", "2", "--epochs", "1"]
@@ -165,9 +165,9 @@ def test_warnings_are_one_line_each(paths, tmp_path):
 
 
 def test_demo_tells_how_many_hidden_edges_it_found(tmp_path, monkeypatch):
-    from gsnn.app import workflow
+    from gsnn.app import demo
 
-    monkeypatch.setattr(workflow, "DEMO_OPTIONS", workflow.Options(folds=2, channels=2, epochs=1))
+    monkeypatch.setattr(demo, "DEMO_OPTIONS", demo.Options(folds=2, channels=2, epochs=1))
     done = invoke("demo", "--out", tmp_path)
     assert done.exit_code == 0, done.output
     assert "16 true edges were hidden from the graph" in done.stdout

@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from gsnn.app.demo import write_tables
 from gsnn.app.report_html import html_report, simple_model_lead
-from gsnn.app.workflow import Options, run, write_tables
+from gsnn.app.workflow import Options, run
 from gsnn.data.tables import load_data
 from gsnn.graph import GraphWarning
 from gsnn.simulate.scenarios import converging_tiers

@@ -16,10 +16,12 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from gsnn import io
+from gsnn.app import demo as simulated
 from gsnn.app import workflow
 from gsnn.app.cli import app
+from gsnn.app.demo import write_tables
 from gsnn.app.settings import Options
-from gsnn.app.workflow import run, write_tables
+from gsnn.app.workflow import run
 from gsnn.data.tables import load_data
 from gsnn.simulate.scenarios import converging_tiers
 from gsnn.train import loop as train
@@ -246,7 +248,7 @@ def test_fresh_from_the_command_line(paths, whole, tmp_path, monkeypatch):
 
 
 def test_an_interrupted_demo_begins_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(workflow, "DEMO_OPTIONS", Options(folds=2, channels=2, epochs=1))
+    monkeypatch.setattr(simulated, "DEMO_OPTIONS", Options(folds=2, channels=2, epochs=1))
     with monkeypatch.context() as patch:
         Interrupts(patch, 12)
         done = CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--quiet"])

@@ -15,8 +15,9 @@ import gsnn
 from gsnn import io
 from gsnn.app import workflow
 from gsnn.app.compare import METHODS
+from gsnn.app.demo import demo, write_tables
 from gsnn.app.settings import Options, default_epochs, default_layers, settle
-from gsnn.app.workflow import demo, run, write_tables
+from gsnn.app.workflow import run
 from gsnn.data.tables import load_data
 from gsnn.graph import HeteroGraph
 from gsnn.simulate.scenarios import converging_tiers
@@ -278,3 +279,17 @@ def test_only_work_worth_sharing_gets_more_than_one_thread(paths, channels, thre
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+def test_edges_are_ranked_on_what_a_user_gives_the_inferer(finished, paths):
+    """Column by column what `MagnitudeEdgeInferer` finds on a `RowDataset`, in unequal batches."""
+    result, _ = finished
+    data = load(paths)
+    inferer = gsnn.MagnitudeEdgeInferer(result.model, data.graph)
+    loader = torch.utils.data.DataLoader(gsnn.RowDataset(result.model, data.x, data.y), batch_size=7)
+    inferer.fit(loader, verbose=False)
+    table = inferer.evaluate(layer_agg="max", score="partial")
+    table = table[~table["has_edge"] & table["corr"].notna()].set_index(["src_func", "dst_func"])["corr"]
+    found = result.edges.dropna(subset="score").set_index(["source", "target"])["score"]
+    assert len(found) == len(table) > 10
+    np.testing.assert_allclose(found, table.loc[found.index], rtol=1e-6)

@@ -129,9 +129,10 @@ def demo(
     with _user_errors():
         from dataclasses import replace
 
-        from gsnn.app import workflow
+        from gsnn.app import demo as simulated
 
-        found = workflow.demo(out, replace(workflow.DEMO_OPTIONS, seed=seed), verbose=not quiet)
+        options = replace(simulated.DEMO_OPTIONS, seed=seed)
+        found = simulated.demo(out, options, verbose=not quiet)
     _summary(found.result, out, 5)
     typer.echo(
         f"\n{found.held_out} true edges were hidden from the graph. "

@@ -1,0 +1,88 @@
+"""``gsnn demo``: the main job on simulated data whose missing edges are known."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from gsnn.app.settings import Options
+from gsnn.app.workflow import Result, check_out, run
+from gsnn.data.tables import load_data
+from gsnn.io.container import replacing
+from gsnn.simulate.scenarios import Scenario, converging_tiers
+
+#: Gentler than the default: a network trained for long works around its missing edges. Chosen on seeds 0 and
+#: 1 of the demo's scenario by the hidden edges found; on seeds 2 to 9 the first 16 pairs hold 8.8 of the 16
+#: hidden edges (8 to 10), with the default settings 5.3 (3 to 7).
+DEMO_OPTIONS = Options(dropout=0.1, lr=1e-3, epochs=50)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A run on simulated data whose missing edges are known: how many of them the top rows hold."""
+
+    result: Result
+    held_out: int
+    found: int
+    looked_at: int
+    chance: float
+
+
+def demo(out: str | os.PathLike[str], options: Options | None = None, *, verbose: bool = True) -> Demo:
+    """Simulate, hide a third of the true edges, write the tables to ``out/data`` and :func:`run` on them.
+
+    The scenario is :func:`gsnn.simulate.scenarios.converging_tiers` of width 12: 24 function nodes, 16
+    of 33 edges hidden, 1,000 samples. The figure of the top edges tells hidden edges from wrong guesses.
+    An earlier result in ``out`` is replaced.
+
+    Returns:
+        A :class:`Demo`; ``looked_at`` rows of edges.csv, as many as there are hidden edges, hold ``found``
+        of them, where a random order would hold ``chance`` on average.
+    """
+    options = DEMO_OPTIONS if options is None else options
+    scenario = converging_tiers(12)
+    folder = check_out(out, force=True)
+    paths = write_tables(scenario, folder / "data", n=1000, seed=options.seed)
+    held_out = list(scenario.held_out)
+    options = replace(options, top=len(held_out))
+    result = run(
+        load_data(paths["edges"], paths["x"], paths["y"], nodes=paths["nodes"]),
+        folder,
+        options,
+        force=True,
+        fresh=True,
+        verbose=verbose,
+        held_out=held_out,
+    )
+    top = result.edges.head(len(held_out))
+    found = len(set(held_out) & set(zip(top["source"], top["target"], strict=True)))
+    return Demo(result, len(held_out), found, len(top), len(held_out) * len(top) / len(result.edges))
+
+
+def write_tables(scenario: Scenario, folder: Path, n: int, seed: int) -> dict[str, Path]:
+    """edges.tsv, nodes.tsv, X.tsv and Y.tsv of a scenario: n samples of the truth, the partial graph."""
+    folder.mkdir(parents=True, exist_ok=True)
+    x, _, y, _ = scenario.sample(n, 1, noise_scale=0.15, seed=seed)
+    samples = pd.Index([f"s{i:04d}" for i in range(n)], name="sample")
+    kinds = {
+        "input": scenario.input_nodes,
+        "function": scenario.function_nodes,
+        "output": scenario.output_nodes,
+    }
+    tables = {
+        "edges": scenario.partial.to_edge_table().set_index("source"),
+        "nodes": pd.DataFrame(
+            [(name, kind) for kind, names in kinds.items() for name in names], columns=["node", "type"]
+        ).set_index("node"),
+        "x": pd.DataFrame(x, samples, scenario.input_nodes),
+        "y": pd.DataFrame(y, samples, scenario.output_nodes),
+    }
+    files = {"edges": "edges.tsv", "nodes": "nodes.tsv", "x": "X.tsv", "y": "Y.tsv"}
+    paths = {key: folder / name for key, name in files.items()}
+    for key, table in tables.items():
+        with replacing(paths[key]) as tmp:
+            table.to_csv(tmp, sep="\t", float_format="%.6g")
+    return paths
