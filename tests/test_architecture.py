@@ -24,6 +24,8 @@ ARROWS: dict[str, set[str]] = {
     "simulate": {"graph"},
     "data": {"graph", "stats"},
     "optim": {"graph", "stats"},
+    # data, as a user's table is matched and scaled by the rule of fit and predict
+    "explain": {"graph", "stats", "data"},
     "io": {"graph", "data", "models"},
     "train": {"graph", "data", "io.container"},
     "plot": {"graph", "stats", "optim.edge_table", "train.history"},
@@ -43,7 +45,7 @@ CORE = {
     "safetensors",
 }
 # joblib comes with scikit-learn; the others are extras, imported where they are used.
-EXTRAS = {"joblib", "torch_geometric", "torch_scatter"}
+EXTRAS = {"captum", "joblib", "torch_geometric", "torch_scatter"}
 # Files past 400 lines, each with the reason why it is not two.
 LONG: dict[str, str] = {}
 

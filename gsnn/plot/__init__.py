@@ -4,7 +4,7 @@ Every function draws on ``ax`` (a new figure where it is None) and returns the A
 colours say. No global matplotlib setting is read or changed beyond the user's own.
 """
 
-from gsnn.plot.graphs import layered_graph
+from gsnn.plot.graphs import explanation, layered_graph
 from gsnn.plot.inference import held_out_ranks, precision_recall, roc, score_heatmap
 from gsnn.plot.pathways import pathway_activations
 from gsnn.plot.style import BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION
@@ -17,6 +17,7 @@ __all__ = [
     "ORANGE",
     "SKY",
     "VERMILLION",
+    "explanation",
     "held_out_ranks",
     "layered_graph",
     "learning_curve",

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from gsnn._text import some_names
 from gsnn.graph.container import as_graph
-from gsnn.plot.layout import Edge, busy_inputs, layout, nodes_and_edges, surroundings
+from gsnn.plot.layout import Edge, Node, busy_inputs, layout, nodes_and_edges, surroundings
 from gsnn.plot.style import BLUE, GREEN, ORANGE, SKY, VERMILLION, axes_for
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
 
@@ -121,6 +122,84 @@ def layered_graph(
         bbox_to_anchor=(0.5, 1.0),
         ncols=2 if columns < 9 else 4,
     )
+    ax.margins(x=0.08, y=0.06)
+    ax.set_axis_off()
+    return ax
+
+
+def explanation(graph: Any, table: pd.DataFrame, *, top: int = 20, ax: Axes | None = None) -> Axes:
+    """The strongest ``top`` edges or nodes of an attribution, drawn on the graph.
+
+    Positive scores are vermillion, negative ones blue; the width (of edges) or area (of nodes) goes with the
+    magnitude. A graph of more than 150 nodes is cut to the surroundings of what is drawn.
+
+    Args:
+        graph: the model's graph.
+        table: what :func:`gsnn.explain.attribute` or ``contrast`` returned, averaged over samples.
+
+    Raises:
+        ValueError: the table has neither ``source, target, score`` nor ``name, score``, or names an unknown
+            node.
+    """
+    graph = as_graph(graph, warn=False)
+    pairs = {"source", "target", "score"} <= set(table.columns)
+    if not pairs and not {"name", "score"} <= set(table.columns):
+        raise ValueError(
+            f"table must have the columns source, target, score or name, score, got {list(table.columns)}"
+        )
+    nodes, edges = nodes_and_edges(graph)
+    kinds: dict[str, list[Node]] = {}
+    for node in nodes:
+        kinds.setdefault(node[1], []).append(node)
+    ranked = table.loc[table["score"].abs().sort_values(ascending=False, kind="stable").index].head(top)
+    named = [*ranked["source"], *ranked["target"]] if pairs else list(ranked["name"])
+    if unknown := [name for name in named if name not in kinds]:
+        raise ValueError(f"table must name nodes of the graph, got {some_names(unknown)}")
+    strength = dict(zip(edges, [0.0] * len(edges), strict=True))
+    area: dict[Node, float] = {}
+    if pairs:
+        for source, target, score in zip(ranked["source"], ranked["target"], ranked["score"], strict=True):
+            for edge in ((u, v) for u in kinds[source] for v in kinds[target]):
+                if edge in strength:
+                    strength[edge] = float(score)
+    else:
+        scored = zip(ranked["name"], ranked["score"], strict=True)
+        area = {node: float(score) for name, score in scored for node in kinds[name]}
+    drawn = [edge for edge, score in strength.items() if score]
+    if len(nodes) > 150:
+        core = [(u[1], v[1]) for u, v in drawn] or [(name, name) for _, name in area]
+        nodes, edges = surroundings(nodes, edges, core, 150)
+    place = layout(nodes, edges)
+    columns = max((x for x, _ in place.values()), default=1.0) + 1
+    height = max(y for _, y in place.values()) - min(y for _, y in place.values()) + 1
+    ax = axes_for(ax, (min(max(1.05 * columns, 7.0), 18.0), min(max(0.4 * height + 1.2, 3.5), 18.0)))
+    largest = max((abs(score) for score in [*strength.values(), *area.values()]), default=0.0) or 1.0
+    for u, v in edges:
+        score = strength.get((u, v), 0.0)
+        colour = VERMILLION if score > 0 else BLUE if score < 0 else "0.85"
+        width = 0.6 + 3.0 * abs(score) / largest
+        _arrow(ax, place[u], place[v], color=colour, lw=width, z=6 if score else 1)
+    shown = {end for edge in drawn for end in edge} | set(area)
+    for node in nodes:
+        score = area.get(node, 0.0)
+        colour = VERMILLION if score > 0 else BLUE if score < 0 else "white" if node in shown else "0.9"
+        x, y = place[node]
+        size = 30 + 200 * abs(score) / largest
+        ax.scatter([x], [y], s=size, c=colour, edgecolors="0.25", linewidths=0.8, zorder=7)
+        if node in shown or len(nodes) <= 60:
+            ax.annotate(
+                node[1],
+                (x, y),
+                (3, 5),
+                textcoords="offset points",
+                fontsize=8.0 if len(nodes) <= 60 else 6.5,
+                color="black" if node in shown else "0.5",
+                parse_math=False,  # a name may hold a $
+                zorder=8,
+            )
+    for colour, label in ((VERMILLION, "raises the prediction"), (BLUE, "lowers it")):
+        ax.plot([], [], color=colour, lw=2, label=label)
+    ax.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     ax.margins(x=0.08, y=0.06)
     ax.set_axis_off()
     return ax
