@@ -15,6 +15,7 @@ from gsnn.graph.flat import channel_pattern, flat_edges, flat_masks
 from gsnn.kernels.bucketed import read_outputs
 from gsnn.kernels.plan import Plan
 from gsnn.kernels.scatter import ScatterPlan, check_backend
+from gsnn.models.growth import grown
 from gsnn.models.norms import NORMS, NodeNorm
 from gsnn.models.ResBlock import NodeMLP, ResBlock, run_fused
 from gsnn.models.SparseLinear import INITS, SparseLinear
@@ -174,6 +175,8 @@ class GSNN(torch.nn.Module):
                 )
             )
         self.ResBlocks = torch.nn.ModuleList(blocks)
+
+    grown = grown
 
     @property
     def _blocks(self) -> list[ResBlock]:
