@@ -27,7 +27,8 @@ def undocumented(tree):
     for node in tree.body:
         if not isinstance(node, ast.ClassDef | ast.FunctionDef) or node.name.startswith("_"):
             continue
-        if not ast.get_docstring(node):
+        overload = any(ast.unparse(d) == "overload" for d in getattr(node, "decorator_list", ()))
+        if not overload and not ast.get_docstring(node):
             yield node.name
         if isinstance(node, ast.ClassDef) and "Protocol" not in map(ast.unparse, node.bases):
             for inner in node.body:
