@@ -1,4 +1,4 @@
-"""``gsnn run`` and ``gsnn demo``.
+"""The commands; ``gsnn run`` and ``gsnn demo`` are here.
 
 Only what typer needs is imported here; the commands import the rest, so that ``gsnn --help`` is quick.
 """
@@ -6,15 +6,14 @@ Only what typer needs is imported here; the commands import the rest, so that ``
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import gsnn
+from gsnn.app import model_commands
+from gsnn.app.user_errors import user_errors
 
 if TYPE_CHECKING:
     from gsnn.app.workflow import Result
@@ -90,7 +89,7 @@ def run(
     edges.csv, predictions.csv, model.safetensors and figures/ to the folder --out. After an interruption
     the same command goes on from the last checkpoint.
     """
-    with _user_errors(out):
+    with user_errors(out):
         from gsnn.app import workflow
         from gsnn.data.tables import load_data
 
@@ -126,7 +125,7 @@ def demo(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
 ) -> None:
     """The same job on simulated data whose missing edges are known."""
-    with _user_errors():
+    with user_errors():
         from dataclasses import replace
 
         from gsnn.app import demo as simulated
@@ -139,31 +138,6 @@ def demo(
         f"{found.found} of them are among the first {found.looked_at} of {len(found.result.edges)} ranked "
         f"pairs; a random order would have {found.chance:.1f}."
     )
-
-
-@contextmanager
-def _user_errors(out: Path | None = None) -> Iterator[None]:
-    """What a user can put right ends with one line and exit code 2, warnings are one line each.
-
-    An interruption (Ctrl-C) ends with code 130 and one line, which says how to go on with a run in ``out``.
-    """
-
-    def show(message: Warning | str, *_: object, **__: object) -> None:
-        typer.echo(f"warning: {message}", err=True)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("default", UserWarning)
-        warnings.showwarning = show
-        try:
-            yield
-        except (ValueError, TypeError, OSError, FloatingPointError) as err:
-            typer.echo(f"error: {err}", err=True)
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            kept = out is not None and (out / ".checkpoint").exists()
-            how = f"; the same command goes on from {out}/.checkpoint, --fresh begins anew" if kept else ""
-            typer.echo(f"interrupted{how}", err=True)
-            raise typer.Exit(130) from None
 
 
 def _summary(result: Result, out: Path, top: int) -> None:
@@ -186,6 +160,14 @@ def _summary(result: Result, out: Path, top: int) -> None:
     typer.echo(f"\n{metrics['edges']['caution']}")
     typer.echo(f"\nWrote {out}/ in {metrics['seconds']} s; begin with {out}/report.html")
 
+
+for command in (
+    model_commands.predict,
+    model_commands.explain,
+    model_commands.check,
+    model_commands.simulate,
+):
+    app.command()(command)
 
 if __name__ == "__main__":
     app()

@@ -1,0 +1,35 @@
+"""How a command ends when the user can put things right."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+
+
+@contextmanager
+def user_errors(out: Path | None = None) -> Iterator[None]:
+    """What a user can put right ends with one line and exit code 2, warnings are one line each.
+
+    An interruption (Ctrl-C) ends with code 130 and one line, which says how to go on with a run in ``out``.
+    """
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        typer.echo(f"warning: {message}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = show
+        try:
+            yield
+        except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as err:
+            typer.echo(f"error: {err}", err=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            kept = out is not None and (out / ".checkpoint").exists()
+            how = f"; the same command goes on from {out}/.checkpoint, --fresh begins anew" if kept else ""
+            typer.echo(f"interrupted{how}", err=True)
+            raise typer.Exit(130) from None
