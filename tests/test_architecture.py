@@ -31,7 +31,7 @@ ARROWS: dict[str, set[str]] = {
     "plot": {"graph", "stats", "optim.edge_table", "train.history"},
 }
 ARROWS["app"] = set(ARROWS)
-LOOSE = {"_text", "_modes"}
+LOOSE = {"_text", "_modes", "_progress"}
 CORE = {
     "torch",
     "numpy",

@@ -382,4 +382,4 @@ def test_progress_bar_only_when_asked(table, capsys):
     assert capsys.readouterr() == ("", "")
     fit(small_model(), *table, epochs=2, verbose=True)
     out, err = capsys.readouterr()
-    assert out == "" and "2/2" in err
+    assert out == "" and "2 of 2" in err

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gsnn._modes import evaluation_mode
+from gsnn._progress import progress
 from gsnn.optim.batch_scale import BatchScale, Crit
 from gsnn.optim.captures import Captures
 from gsnn.optim.edge_table import (
@@ -124,7 +125,7 @@ class MagnitudeEdgeInferer:
             divides by some other number (of measured values in the batch, say) is only approximately
             independent of how the data is cut.
         device : where to run; by default where the model is. The model returns from it afterwards.
-        verbose : show a progress bar
+        verbose : show progress
         process_group : None fits in this process alone. True (all processes of `torch.distributed`) or a
             process group: every rank of it calls `fit` with its own share of the samples, which may be of any
             size, also empty, and has the statistics of all of them afterwards. It is never switched on by
@@ -170,8 +171,6 @@ class MagnitudeEdgeInferer:
         verbose: bool,
     ) -> Statistics | None:
         """The statistics of the samples of `dataloader`, None if it has none."""
-        from tqdm import tqdm
-
         collector = Collector()
         scale_of = BatchScale(crit)
         with ExitStack() as stack:
@@ -181,9 +180,7 @@ class MagnitudeEdgeInferer:
             stack.enter_context(evaluation_mode(self.model))
             stack.enter_context(self._captures.recording())
             stack.enter_context(torch.enable_grad())
-            for number, batch in enumerate(
-                tqdm(dataloader, desc="samples", disable=not verbose, leave=False)
-            ):
+            for number, batch in enumerate(progress(dataloader, "samples", verbose)):
                 collector.add(*self._magnitudes(batch, away, scale_of, number))
         return collector.result()
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gsnn._progress import ProgressBar
 from gsnn.optim.edge_table import all_pairs, check_missing, check_top_k, edge_table, judge, rank_in_targets
 from gsnn.optim.MagnitudeEdgeInferer import MagnitudeEdgeInferer
 from gsnn.optim.mining import STRATEGIES, MinedEdges, mask_of
@@ -219,7 +221,7 @@ class MagnitudeEdgeKGE(nn.Module):
         batch_size : contexts per step; the step size falls linearly to 0 over the epochs
         validation_edges : (source name, target name) pairs missing from the graph. They train nothing: after
             each epoch their AUC is taken as in `evaluate_against`, and the best state is kept.
-        verbose : show a progress bar with epoch, pairs, loss and validation AUC
+        verbose : show progress with epoch, pairs, loss and validation AUC
         seed : of this fit's own generator; global generators are neither read nor changed
 
         Returns
@@ -227,8 +229,6 @@ class MagnitudeEdgeKGE(nn.Module):
         'train_loss', the mean over the epoch's contexts, each with its negatives, and, given validation
         edges, 'val_auc': one number per epoch. The last state stays; `load_best` goes to the best.
         """
-        from tqdm import tqdm
-
         _check_count("n_epochs", n_epochs)
         _check_count("batch_size", batch_size)
         positive = None
@@ -249,7 +249,7 @@ class MagnitudeEdgeKGE(nn.Module):
         best = -math.inf
         with (
             torch.enable_grad(),
-            tqdm(total=n_epochs, desc="epochs", disable=not verbose, leave=False) as bar,
+            closing(ProgressBar(n_epochs, "epochs", verbose, leave=False)) as bar,
         ):
             for epoch in range(n_epochs):
                 optimizer.param_groups[0]["lr"] = self.lr * (1.0 - epoch / n_epochs)
@@ -258,7 +258,7 @@ class MagnitudeEdgeKGE(nn.Module):
                     self._tables, centre, context, self._unknown, self.n_negatives, batch_size, optimizer, rng
                 )
                 history["train_loss"].append(loss)
-                shown = {"pairs": len(centre), "loss": loss}
+                shown: dict[str, float] = {"pairs": len(centre), "loss": loss}
                 if positive is not None:
                     scores = self._scores()
                     history["val_auc"].append(auc(scores[pool], positive[pool]))
@@ -266,8 +266,7 @@ class MagnitudeEdgeKGE(nn.Module):
                     if history["val_auc"][-1] > best:
                         best = history["val_auc"][-1]
                         self._best = self.embedding.detach().clone()
-                bar.set_postfix(shown, refresh=epoch == n_epochs - 1)
-                bar.update()
+                bar.update(**shown)
         self.embedding.grad = None
         self.fitted.fill_(True)
         return history

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gsnn._modes import evaluation_mode
+from gsnn._progress import progress
 from gsnn.optim.batch_scale import BatchScale, Crit
 from gsnn.optim.captures import Captures
 from gsnn.optim.edge_table import KeptEdges
@@ -78,7 +79,7 @@ def edge_scores(
     dataloader : yields (x, y); x (B, N_in), y (B, N_out)
     crit : loss, mean squared error by default, with NaN in y as a missing measurement
     ridge : of `joint_sv`, above 0, against a variance of 1 of every regressor
-    verbose : show a progress bar
+    verbose : show progress
 
     Memory: about 50 P (N C)^2 bytes: this is for networks of some hundred nodes.
 
@@ -86,8 +87,6 @@ def edge_scores(
     ------
     TypeError, ValueError : as for `MagnitudeEdgeInferer`, and a dataloader without samples
     """
-    from tqdm import tqdm
-
     if not (ridge > 0 and math.isfinite(ridge)):
         raise ValueError(f"ridge must be a positive number, got {ridge!r}")
     kept = KeptEdges.of(data)
@@ -96,7 +95,7 @@ def edge_scores(
     scale_of = BatchScale(crit)
     sums: _Sums | None = None
     with evaluation_mode(model), captures.recording(), torch.enable_grad():
-        for inputs, target in tqdm(dataloader, desc="samples", disable=not verbose, leave=False):
+        for inputs, target in progress(dataloader, "samples", verbose):
             prediction = model(inputs.detach().to(like).requires_grad_())
             loss, keep, scale = scale_of(prediction, target.to(like))
             z = captures.tensors()

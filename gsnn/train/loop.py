@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from gsnn._modes import evaluation_mode, modes_kept
+from gsnn._progress import ProgressBar
 from gsnn._text import some_names
 from gsnn.data.dataset import Prepared, prepared
 from gsnn.data.match import as_pair, as_rows, node_names, sample_names
@@ -86,7 +86,7 @@ def fit(
         seed: fixes the order of the batches, the validation split and dropout, and leaves the global
             random state alone. Without it everything follows torch's global state.
         device: moves the model there first (and leaves it there); by default the model's own device.
-        verbose: show a progress bar; a text labels it.
+        verbose: show progress, as a bar on a terminal and else as a line each tenth; a text labels it.
         checkpoint_path: a file that keeps the state after finished epochs. Where it is there already, the
             fit goes on from it: the same call in a new process gives, on the same kind of machine and
             number of threads, bit for bit what it would have given uninterrupted. Needs a ``seed``. The
@@ -183,12 +183,13 @@ def fit(
         plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in settings.items()}
         run = {**describe_versions(), **plain, **data, **describe_model(model)}
         checkpoint = FitCheckpoint(checkpoint_path, run)
+    label = verbose if isinstance(verbose, str) else "epochs"
     done = Progress(_snapshot(model))
     with modes_kept(model), _seeded(seed, device):
         if checkpoint is not None:
             checkpoint.resume(model, opt, rng, done)
         set_scaling(model, scaling)
-        with _bar(epochs, verbose, done.epoch) as bar:
+        with contextlib.closing(ProgressBar(epochs, label, bool(verbose), done=done.epoch)) as bar:
             while done.epoch < epochs and not _stops(done, patience):
                 model.train()
                 first = done.epoch * n_batches
@@ -227,8 +228,7 @@ def fit(
                     done.epoch % checkpoint_every == 0 or done.epoch == epochs or _stops(done, patience)
                 ):
                     checkpoint.save(model, opt, rng, done)
-                bar.update()
-                bar.set_postfix({name: f"{loss:.4g}" for name, loss in losses.items()}, refresh=False)
+                bar.update(**losses)
     best_epoch = done.epoch
     if val is not None and restore_best:
         best_epoch = done.best_epoch
@@ -273,11 +273,6 @@ def predict(model: torch.nn.Module, x: Any, *, batch_size: int = 1024) -> Any:
 
 def _stops(done: Progress, patience: int | None) -> bool:
     return patience is not None and done.epoch - done.best_epoch >= patience
-
-
-def _bar(epochs: int, verbose: bool | str, done: int) -> tqdm:
-    desc = verbose if isinstance(verbose, str) else None
-    return tqdm(total=epochs, initial=done, disable=not verbose, desc=desc)
 
 
 def _rate(lr: float, schedule: str, step: int, n_steps: int) -> float:
