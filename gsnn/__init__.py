@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _SHORT_NAMES = {
     "HeteroGraph": "gsnn.graph",
     "GSNN": "gsnn.models.GSNN",
+    "FirstOrderEdgeInferer": "gsnn.optim.FirstOrderEdgeInferer",
     "MagnitudeEdgeInferer": "gsnn.optim.MagnitudeEdgeInferer",
     "MagnitudeEdgeRegressor": "gsnn.optim.MagnitudeEdgeRegressor",
     "MagnitudeEdgeKGE": "gsnn.optim.MagnitudeEdgeKGE",

@@ -1,7 +1,7 @@
 """What every edge inferer must do: a suite that each member of the family inherits in its own test file.
 
 A member sets `member` to the name of its module and class, `score_col` to its score column, and says how it
-is built and fitted. `test_inferer.py` checks that no module `gsnn/optim/MagnitudeEdge*.py` goes without.
+is built and fitted. `test_inferer.py` checks that no module `gsnn/optim/*Edge*.py` goes without.
 """
 
 from types import SimpleNamespace
