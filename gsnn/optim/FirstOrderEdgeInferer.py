@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from gsnn._modes import evaluation_mode
 from gsnn.optim.batch_scale import BatchScale, Crit
+from gsnn.optim.candidates import pair_weights
 from gsnn.optim.captures import Captures
 from gsnn.optim.edge_table import (
     KeptEdges,
-    Pair,
     all_pairs,
     check_missing,
     check_top_k,
@@ -357,65 +357,6 @@ class FirstOrderEdgeInferer:
         See :func:`gsnn.optim.edge_table.rank_in_targets`.
         """
         return rank_in_targets(res, positive_edges, score_col, top_k, filtered)
-
-
-def pair_weights(kept: KeptEdges, candidates: Any = None, priors: Any = None) -> NDArray[np.float64]:
-    """(N, N) weight of each pair of function nodes, 0 for those that may not be chosen; see `greedy`."""
-    number = {name: k for k, name in enumerate(kept.names)}
-    weight = np.where(kept.mask | np.eye(len(number), dtype=bool), 0.0, 1.0)
-    if candidates is not None:
-        among = np.zeros(weight.shape, dtype=bool)
-        for source, target in named_pairs(candidates, "candidates"):
-            if source in number and target in number:
-                among[number[source], number[target]] = True
-        weight[~among] = 0.0
-    for (source, target), value in _weights(priors):
-        if isinstance(value, bool) or not (value >= 0 and math.isfinite(value)):
-            raise ValueError(
-                f"priors must be finite weights of at least 0, got {value!r} for {(source, target)}"
-            )
-        if source in number and target in number:
-            weight[number[source], number[target]] *= float(value)
-    if not (weight > 0).any():
-        raise ValueError(
-            "candidates and priors must leave at least one pair of function nodes that the graph lacks"
-            ", got none"
-        )
-    return weight
-
-
-def named_pairs(edges: Any, argument: str) -> list[Pair]:
-    """(source, target) name pairs of an iterable of pairs or of a table that has them in two columns."""
-    if hasattr(edges, "columns"):
-        for source, target in (("src_func", "dst_func"), ("source", "target")):
-            if source in edges.columns and target in edges.columns:
-                return [(str(s), str(t)) for s, t in zip(edges[source], edges[target], strict=True)]
-        raise ValueError(
-            f"{argument} must have the columns source and target (or src_func and dst_func), got "
-            f"{', '.join(map(str, edges.columns))}"
-        )
-    if isinstance(edges, (str, bytes)) or not isinstance(edges, Iterable):
-        raise TypeError(f"{argument} must be (source, target) name pairs or a table, got {edges!r}")
-    pairs = []
-    for edge in edges:
-        if isinstance(edge, str) or not isinstance(edge, Sequence) or len(edge) != 2:
-            raise TypeError(f"{argument} must be (source, target) name pairs, got the item {edge!r}")
-        pairs.append((str(edge[0]), str(edge[1])))
-    return pairs
-
-
-def _weights(priors: Any) -> Iterator[tuple[Pair, float]]:
-    if priors is None:
-        return
-    if isinstance(priors, Mapping):
-        yield from zip(named_pairs(list(priors), "priors"), priors.values(), strict=True)
-    elif hasattr(priors, "columns") and "weight" in priors.columns:
-        yield from zip(named_pairs(priors, "priors"), priors["weight"].tolist(), strict=True)
-    else:
-        raise TypeError(
-            "priors must map (source, target) to a weight, or be a table with columns source, target and "
-            f"weight, got a {type(priors).__name__}"
-        )
 
 
 def _check_score(score: str, ridge: float) -> None:
