@@ -6,7 +6,8 @@ import pytest
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
-from gsnn.app.compare import METHODS, baseline, make_splits, r2, scores
+from gsnn.app.compare import METHODS, make_splits, scores
+from gsnn.stats.baselines import baseline, r2
 
 
 def table(n=20, gaps=False):

@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import dijkstra
 
 from gsnn.data.tables import Data
-from gsnn.graph.container import EDGE_TYPES, HeteroGraph
+from gsnn.graph.container import EDGE_TYPES
+from gsnn.graph.depth import default_layers
 from gsnn.models.GSNN import GSNN
 
 
@@ -61,24 +60,6 @@ def settle(data: Data, options: Options) -> Options:
     except (RuntimeError, AssertionError) as err:  # a build without CUDA asserts
         raise ValueError(f"device {options.device!r} cannot be used: {err}") from None
     return options
-
-
-def default_layers(graph: HeteroGraph) -> int:
-    """Function nodes on the longest of the shortest paths from an input to an output, within 4 to 12.
-
-    Each layer carries a signal one hop, so that every connected pair can be heard.
-    """
-    names, index = graph.node_names_dict, graph.edge_index_dict
-    n, n_in = len(names["function"]), len(names["input"])
-    between, into, out_of = (index[etype].numpy() for etype in EDGE_TYPES)
-    rows = np.concatenate([between[0], into[0] + n])
-    columns = np.concatenate([between[1], into[1]])
-    hops = coo_array((np.ones(len(rows)), (rows, columns)), shape=(n + n_in, n + n_in)).tocsr()
-    distance = dijkstra(hops, unweighted=True, indices=np.arange(n, n + n_in))[:, :n]
-    to_output = np.full((n_in, len(names["output"])), np.inf)
-    np.minimum.at(to_output.T, out_of[1], distance[:, out_of[0]].T)
-    reached = to_output[np.isfinite(to_output)]
-    return int(np.clip(reached.max(initial=0), 4, 12))
 
 
 def default_epochs(n_samples: int, batch_size: int) -> int:

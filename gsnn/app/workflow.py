@@ -21,12 +21,13 @@ import torch
 
 from gsnn import plot
 from gsnn.app.candidates import CAUTION, SCORE, n_pairs, rank_edges
-from gsnn.app.compare import METHODS, Array, Split, baseline, make_splits, scores
+from gsnn.app.compare import METHODS, Array, Split, make_splits, scores
 from gsnn.app.report import describe, long_predictions, write
 from gsnn.app.run_folder import RunFolder
 from gsnn.app.settings import Options, new_model, settle
 from gsnn.data.tables import Data
 from gsnn.models.GSNN import GSNN
+from gsnn.stats.baselines import baseline
 from gsnn.train.history import History
 from gsnn.train.loop import fit, predict
 from gsnn.train.resume import describe_versions, graph_checksum, table_checksum, text_checksum

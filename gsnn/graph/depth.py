@@ -1,0 +1,27 @@
+"""How many layers a network on a graph needs for its signals to arrive."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import dijkstra
+
+from gsnn.graph.container import EDGE_TYPES, HeteroGraph
+
+
+def default_layers(graph: HeteroGraph) -> int:
+    """Function nodes on the longest of the shortest paths from an input to an output, within 4 to 12.
+
+    Each layer carries a signal one hop, so that every connected pair can be heard.
+    """
+    names, index = graph.node_names_dict, graph.edge_index_dict
+    n, n_in = len(names["function"]), len(names["input"])
+    between, into, out_of = (index[etype].cpu().numpy() for etype in EDGE_TYPES)
+    rows = np.concatenate([between[0], into[0] + n])
+    columns = np.concatenate([between[1], into[1]])
+    hops = coo_array((np.ones(len(rows)), (rows, columns)), shape=(n + n_in, n + n_in)).tocsr()
+    distance = dijkstra(hops, unweighted=True, indices=np.arange(n, n + n_in))[:, :n]
+    to_output = np.full((n_in, len(names["output"])), np.inf)
+    np.minimum.at(to_output.T, out_of[1], distance[:, out_of[0]].T)
+    reached = to_output[np.isfinite(to_output)]
+    return int(np.clip(reached.max(initial=0), 4, 12))
