@@ -15,6 +15,8 @@ _SHORT_NAMES = {
     "MagnitudeEdgeInferer": "gsnn.optim.MagnitudeEdgeInferer",
     "MagnitudeEdgeRegressor": "gsnn.optim.MagnitudeEdgeRegressor",
     "MagnitudeEdgeKGE": "gsnn.optim.MagnitudeEdgeKGE",
+    "complete": "gsnn.optim.complete",
+    "complete_cv": "gsnn.optim.complete",
     "PathwayLatentRegularizer": "gsnn.models.PathwayLatentRegularizer",
     "fit": "gsnn.train",
     "predict": "gsnn.train",
