@@ -17,6 +17,7 @@ _SHORT_NAMES = {
     "MagnitudeEdgeKGE": "gsnn.optim.MagnitudeEdgeKGE",
     "complete": "gsnn.optim.complete",
     "complete_cv": "gsnn.optim.complete",
+    "verify": "gsnn.optim.verify",
     "PathwayLatentRegularizer": "gsnn.models.PathwayLatentRegularizer",
     "fit": "gsnn.train",
     "predict": "gsnn.train",

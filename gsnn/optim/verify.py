@@ -1,0 +1,377 @@
+"""Which candidate edges hold on samples that nobody has used, and which others would do in their place.
+
+A new edge i -> j with small weights changes the prediction by a linear function of its C x C matrix at each
+pair of layers. For a network that is settled, so that what it leaves unexplained is not what it has not
+learnt yet, that matrix is fitted in closed form on one part of the data, and its gain is tested on another.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+from torch import Tensor
+
+from gsnn._modes import evaluation_mode
+from gsnn._text import some_names
+from gsnn.data.scaling import scaling_of
+from gsnn.graph.container import EDGE_TYPES, NODE_TYPES, HeteroGraph, as_graph
+from gsnn.models.GSNN import GSNN
+from gsnn.optim.candidates import named_pairs
+from gsnn.optim.captures import Captures
+from gsnn.optim.edge_table import KeptEdges, check_missing
+from gsnn.optim.staging import Samples, check_int
+from gsnn.stats.significance import benjamini_hochberg
+from gsnn.train.loop import fit
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+_SETTLING = {"steps": 300, "lr": 1e-3, "weight_decay": 1e-2, "batch_size": 64}
+_RIDGES = (0.03, 0.3, 3.0, 30.0)  # of the mean of the diagonal; 0 effect competes with them
+_PLACEBOS = 3  # random sources of each target
+_RIVALS = 12  # sources of a target that are looked at as alternatives, by their first-order effect
+_BATCH = 256
+
+
+def verify(
+    model: GSNN,
+    graph: Any,
+    edges: Any,
+    x: Any,
+    y: Any,
+    *,
+    margin: float = 0.005,
+    alpha: float = 0.05,
+    folds: int = 2,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Test each candidate edge on samples that had no part in choosing it.
+
+    For each of `folds` parts of the samples, the network is settled on the other parts (trained on with a
+    learning rate that falls to 0), the edge's effect is fitted there, and its gain is taken on the part, so
+    that every sample is judged once, by weights that it had no say in.
+
+    Parameters
+    ----------
+    model : a GSNN trained on `graph`, or on `graph` and some of the candidates, which are then taken out. It
+        is not changed.
+    graph : the graph without the candidates
+    edges : (source, target) name pairs, or a table with columns `src_func`, `dst_func` (or `source`,
+    `target`) x, y : samples, as `gsnn.fit` takes them, in the units that the model was trained in (original
+        ones where it carries a scaling). They must have had no part in choosing the edges or training the
+        model.
+    margin : the share of the loss that an edge must take away to be worth something
+    alpha : largest q-value of a verified edge
+    folds : parts of the samples, an int of at least 2
+    seed : of the parts, the batches and the placebos
+
+    Returns
+    -------
+    DataFrame, one row a candidate in the given order:
+
+    - `gain` : share of the loss on unused samples that the edge takes away; `gain_low`, `gain_high` its 95%
+      interval over samples
+    - `p_value` : one-sided, of a gain of at most `margin`; `q_value` : Benjamini & Hochberg's over the
+      candidates; `verified` : q_value <= alpha
+    - `placebo_gain` : mean gain of up to three random sources of the same target, treated alike
+    - `alternatives` : for a verified edge a tuple of the (source, target) pairs into the same target that
+      would do as well in its place: their gain is positive, and not lower than the edge's by a paired
+      one-sided test at 5%. The edge with its alternatives is a set of candidates, one of which is meant; the
+      data do not say which. Only the twelve sources with the steepest first-order effect are looked at. Empty
+      otherwise.
+
+    Raises
+    ------
+    TypeError, ValueError : `graph` is not the model's, edges that exist or are unknown, an option out of its
+        range, fewer than 10 samples a fold
+    """
+    import pandas as pd
+
+    graph = as_graph(graph, warn=False)
+    kept = KeptEdges.of(graph)
+    pairs = check_missing(named_pairs(edges, "edges"), kept, "edges")
+    _check_options(margin, alpha, folds, seed)
+    base = _reduced(model, graph)
+    samples = Samples.of(base, x, y)
+    n = len(samples)
+    if n < 10 * folds:
+        raise ValueError(f"x must have at least 10 samples a fold, {10 * folds}, got {n}")
+    number = {name: k for k, name in enumerate(kept.names)}
+    wanted = [(number[s], number[t]) for s, t in pairs]
+    targets = sorted({t for _, t in wanted})
+    rng = np.random.default_rng(seed)
+    part = rng.permutation(n) % folds
+    placebos = {t: _placebos(t, wanted, kept, rng) for t in targets}
+
+    parts = [
+        _Linearised(
+            _settled(base, samples.take(part != k), seed + k), samples, part != k, kept.names, targets
+        )
+        for k in range(folds)
+    ]
+    judge = _Judge(parts, part)
+
+    rows = []
+    for (source, target), (s, t) in zip(pairs, wanted, strict=True):
+        before = judge.before(t)
+        gain, low, high, p = _judged(judge.gain(s, t), before, margin)
+        others = [judge.gain(u, t).sum() / before.sum() for u in placebos[t]]
+        rows.append((source, target, gain, low, high, p, float(np.mean(others)) if others else math.nan))
+    names = ["src_func", "dst_func", "gain", "gain_low", "gain_high", "p_value", "placebo_gain"]
+    table = pd.DataFrame(rows, columns=names)
+    table.insert(6, "q_value", benjamini_hochberg(table["p_value"].to_numpy()))
+    table.insert(7, "verified", table["q_value"] <= alpha)
+    alternatives = pd.Series(index=table.index, dtype=object)
+    for row, ((s, t), verified) in enumerate(zip(wanted, table["verified"], strict=True)):
+        found = judge.alternatives(s, t, kept.parents[t]) if verified else []
+        alternatives[row] = tuple((kept.names[u], kept.names[t]) for u in found)
+    table["alternatives"] = alternatives
+    return table
+
+
+def _check_options(margin: Any, alpha: Any, folds: Any, seed: Any) -> None:
+    for name, value, most in (("margin", margin, 1.0), ("alpha", alpha, 1.0)):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not 0 <= value < most:
+            raise ValueError(f"{name} must be a number from 0 to below {most:g}, got {value!r}")
+    check_int("folds", folds, 2)
+    check_int("seed", seed, 0)
+
+
+def _reduced(model: GSNN, graph: HeteroGraph) -> GSNN:
+    """A copy of the model on `graph`, its weights without those of the function edges that `graph` lacks."""
+    theirs, ours = model.graph.edge_index_dict, graph.edge_index_dict
+    same = all(list(model.graph.node_names_dict[k]) == list(graph.node_names_dict[k]) for k in NODE_TYPES)
+    for etype in EDGE_TYPES[1:]:
+        same = same and torch.equal(theirs[etype].cpu(), ours[etype].cpu())
+    if not same:
+        raise ValueError(
+            "graph must have the model's nodes, inputs and outputs in the same order, got another"
+        )
+    mine = list(map(tuple, ours[EDGE_TYPES[0]].T.tolist()))
+    place = {edge: k for k, edge in enumerate(map(tuple, theirs[EDGE_TYPES[0]].T.tolist()))}
+    lost = [edge for edge in mine if edge not in place]
+    if lost:
+        names = graph.node_names_dict["function"]
+        shown = some_names([(names[s], names[t]) for s, t in lost])
+        raise ValueError(f"graph must hold edges of the model only, got {len(lost)} others: {shown}")
+    if len(mine) == len(place) and mine == list(place):
+        return copy.deepcopy(model)
+    with torch.random.fork_rng(devices=[]):
+        small = type(model)(graph.edge_index_dict, graph.node_names_dict, **model.config)
+    param = next(model.parameters())
+    small.to(param.device, param.dtype)
+    first = torch.tensor([place[edge] for edge in mine], dtype=torch.long)
+    state = dict(model.state_dict())
+    channels = model.channels
+    for name, old in state.items():
+        wide = {"values": channels, "bias": 1}.get(name.rpartition(".")[2], 0)
+        if ".lin_in.values" in name or ".lin_out." in name:
+            if old.dtype == torch.bool:
+                raise ValueError("model must not be pruned where it has edges that graph lacks")
+            rest = torch.arange(len(place) * wide, len(old))
+            at = (first[:, None] * wide + torch.arange(wide)).flatten()
+            state[name] = old[torch.cat([at, rest]).to(old.device)]
+    small.load_state_dict(state)
+    small.scaling = scaling_of(model)  # type: ignore[assignment]
+    return small.train(model.training)
+
+
+def _settled(model: GSNN, samples: Samples, seed: int) -> GSNN:
+    """A copy trained on with a learning rate that falls to 0, in the units that the model has."""
+    model = copy.deepcopy(model)
+    steps = math.ceil(len(samples) / int(_SETTLING["batch_size"]))
+    fit(
+        model,
+        samples.x,
+        samples.y,
+        epochs=math.ceil(_SETTLING["steps"] / steps),
+        batch_size=int(_SETTLING["batch_size"]),
+        lr=_SETTLING["lr"],
+        weight_decay=_SETTLING["weight_decay"],
+        standardize=scaling_of(model) or False,
+        seed=seed,
+        verbose=False,
+    )
+    return model
+
+
+class _Linearised:
+    """A settled network as a linear function of the weights of edges that it lacks.
+
+    With h (n, P, D) the signals of the sources and J (n, P, N_out, C) the derivative of the outputs with
+    respect to z_j of each pair's second layer, weights W (P, D, C) change the prediction by sum_p J_p (W_p'
+    h_p). They are fitted by ridge regression to the residuals that are left once biases of z_j are fitted in
+    the same way, on the samples `fitting`; the ridge is chosen between the two halves of these.
+    """
+
+    def __init__(
+        self, model: GSNN, samples: Samples, fitting: Any, names: Sequence[str], targets: Sequence[int]
+    ) -> None:
+        scaling = scaling_of(model)
+        samples = samples if scaling is None else samples.scaled(scaling)
+        self.fitting = torch.as_tensor(fitting)
+        self.half = self.fitting & (self.fitting.cumsum(0) % 2 == 0)
+        self._read(model, samples, names, targets)
+        self._left: dict[int, Tensor] = {}  # residuals after the biases
+        self._products: dict[int, Tensor] = {}
+
+    def _read(self, model: GSNN, samples: Samples, names: Sequence[str], targets: Sequence[int]) -> None:
+        captures, param = Captures(model, names), next(model.parameters())
+        h, left, slopes = [], [], []
+        with evaluation_mode(model), captures.recording(), torch.enable_grad():
+            for x, y in zip(samples.x.split(_BATCH), samples.y.split(_BATCH), strict=True):
+                prediction = model(x.to(param).requires_grad_())
+                z = captures.tensors()[1:]
+                after = [block._last_activation.detach() for block in captures.blocks[:-1]]
+                h.append(torch.stack([captures.by_node(t).double() for t in after], 1).cpu())
+                measured = ~y.isnan()
+                left.append(torch.where(measured, y - prediction.detach().cpu(), 0.0).double())
+                rows = []
+                for k in range(prediction.shape[1]):
+                    grads = torch.autograd.grad(
+                        prediction[:, k].sum(), z, retain_graph=True, allow_unused=True
+                    )
+                    full = [torch.zeros_like(t) if g is None else g for g, t in zip(grads, z, strict=True)]
+                    of_targets = torch.stack([captures.by_node(g)[:, list(targets)] for g in full], 1)
+                    rows.append(of_targets.double().cpu() * measured[:, k, None, None, None])
+                slopes.append(torch.stack(rows, 3))  # (B, P, T, N_out, C)
+        self.residual = torch.cat(left)
+        self.slopes = dict(zip(targets, torch.cat(slopes).unbind(2), strict=True))  # (n, P, N_out, C)
+        signals = torch.cat(h)  # (n, P, N, C)
+        signals = signals - signals[self.fitting].mean(0)
+        own = signals[self.fitting].permute(1, 2, 3, 0)
+        w, v = torch.linalg.eigh(own @ own.mT / own.shape[-1])
+        scale = torch.where(w > 1e-6 * w[..., -1:].clamp(min=1e-12), w.clamp(min=1e-300).rsqrt(), 0.0)
+        self.h = torch.einsum("npic,picd->npid", signals, v * scale[..., None, :])
+
+    def before(self, target: int) -> Tensor:
+        """(n,): each sample's squared error once the biases of the target are fitted."""
+        return self._residual(target).square().sum(1)
+
+    def after(self, source: int, target: int) -> Tensor:
+        """(n,): the same once the edge is fitted too."""
+        left = self._residual(target)
+        return (left - self._fitted(self.h[:, :, source], target, left)).square().sum(1)
+
+    def steepness(self, target: int) -> Tensor:
+        """(N,): size of the first-order effect of an edge from each source, on the samples fitted to."""
+        pull = torch.einsum("npoc,no->npc", self.slopes[target], self._residual(target))[self.fitting]
+        return torch.einsum("npid,npc->ipdc", self.h[self.fitting], pull).square().sum((1, 2, 3))
+
+    def _residual(self, target: int) -> Tensor:
+        if target not in self._left:
+            ones = self.h.new_ones(*self.h.shape[:2], 1)
+            self._left[target] = self.residual - self._fitted(ones, target, self.residual)
+        return self._left[target]
+
+    def _fitted(self, h: Tensor, target: int, left: Tensor) -> Tensor:
+        """(n, N_out): what weights of the signals h (n, P, D) add to the prediction."""
+        slopes = self.slopes[target]
+        if target not in self._products:
+            self._products[target] = torch.einsum("npoc,nqod->pqncd", slopes, slopes)
+        pull = torch.einsum("npoc,no->npc", slopes, left)
+        pairs, d, c = h.shape[1], h.shape[2], slopes.shape[3]
+
+        def normal(rows: Tensor) -> tuple[Tensor, Tensor]:
+            part = h[rows]
+            signals = torch.einsum("npa,nqb->pqnab", part, part).flatten(3)  # (P, P, n, D D)
+            gram = signals.mT @ self._products[target][:, :, rows].flatten(3)  # (P, P, D D, C C)
+            gram = gram.unflatten(3, (c, c)).unflatten(2, (d, d)).permute(0, 2, 4, 1, 3, 5)
+            right = torch.einsum("npa,npc->pac", part, pull[rows])
+            return gram.reshape(pairs * d * c, -1), right.reshape(-1)
+
+        one, other = normal(self.half), normal(self.fitting & ~self.half)
+        size = float((one[0] + other[0]).diagonal().mean())
+        if not size > 0:
+            return torch.zeros_like(left)
+        best, ridge = 0.0, None
+        for factor in _RIDGES:
+            change = 0.0
+            for (gram, right), (its_gram, its_right) in ((one, other), (other, one)):
+                weights = _ridge(gram, right, factor * size / 2)
+                change += float(weights @ (its_gram @ weights) - 2 * weights @ its_right)
+            if change < best:
+                best, ridge = change, factor
+        if ridge is None:  # no effect predicts the other half better than any
+            return torch.zeros_like(left)
+        weights = _ridge(one[0] + other[0], one[1] + other[1], ridge * size).view(pairs, d, c)
+        return torch.einsum("npoc,npc->no", slopes, torch.einsum("npa,pac->npc", h, weights))
+
+
+def _ridge(gram: Tensor, right: Tensor, ridge: float) -> Tensor:
+    gram = gram.clone()
+    gram.diagonal().add_(ridge)
+    return torch.cholesky_solve(right[:, None], torch.linalg.cholesky(gram))[:, 0]
+
+
+class _Judge:
+    """Gains of edges on all samples, each by the network that was settled without the sample."""
+
+    def __init__(self, parts: Sequence[_Linearised], part: NDArray[np.int64]) -> None:
+        self.parts, self.part = parts, part
+        self._gains: dict[tuple[int, int], Array] = {}
+
+    def before(self, target: int) -> Array:
+        """(n,): each sample's squared error without a new edge."""
+        return self._crossed([fitted.before(target) for fitted in self.parts])
+
+    def gain(self, source: int, target: int) -> Array:
+        """(n,): by how much the edge lowers it."""
+        edge = source, target
+        if edge not in self._gains:
+            after = self._crossed([fitted.after(source, target) for fitted in self.parts])
+            self._gains[edge] = self.before(target) - after
+        return self._gains[edge]
+
+    def alternatives(self, source: int, target: int, parents: Sequence[int]) -> list[int]:
+        """Sources that do as well as `source`, best first."""
+        steep = torch.stack([fitted.steepness(target) for fitted in self.parts]).mean(0)
+        taken = {source, target, *parents}
+        others = [i for i in steep.argsort(descending=True).tolist() if i not in taken]
+        found = []
+        for i in others[:_RIVALS]:
+            its = self.gain(i, target)
+            if its.mean() > 0 and _one_sided(self.gain(source, target) - its) > 0.05:
+                found.append((its.mean(), i))
+        return [i for _, i in sorted(found, reverse=True)]
+
+    def _crossed(self, values: Sequence[Tensor]) -> Array:
+        out = np.zeros(len(self.part))
+        for k, of_part in enumerate(values):
+            out[self.part == k] = of_part.numpy()[self.part == k]
+        return out
+
+
+def _judged(gain: Array, before: Array, margin: float) -> tuple[float, float, float, float]:
+    """Share of the loss, its 95% interval, and the p-value of a share of at most `margin`, over samples."""
+    n, total = len(gain), before.mean()
+    share = gain.mean() / total
+    error = (gain - share * before).std(ddof=1) / math.sqrt(n) / total
+    reach = float(stats.t.ppf(0.975, n - 1)) * error
+    return share, share - reach, share + reach, _one_sided(gain - margin * before)
+
+
+def _one_sided(values: Array) -> float:
+    """p-value of a mean of at most 0."""
+    error = values.std(ddof=1) / math.sqrt(len(values))
+    if not error > 0:
+        return float(values.mean() <= 0)
+    return float(stats.t.sf(values.mean() / error, len(values) - 1))
+
+
+def _placebos(
+    target: int, wanted: Sequence[tuple[int, int]], kept: KeptEdges, rng: np.random.Generator
+) -> list[int]:
+    taken = {target, *kept.parents[target], *(s for s, t in wanted if t == target)}
+    free = [i for i in range(len(kept.names)) if i not in taken]
+    return rng.permutation(free)[:_PLACEBOS].astype(int).tolist()
