@@ -18,6 +18,7 @@ from inferer_contract import (
 )
 from scipy import stats
 
+from gsnn.captures import Capture
 from gsnn.graph import EDGE_TYPES
 from gsnn.optim.MagnitudeEdgeInferer import MagnitudeEdgeInferer
 from gsnn.stats.samples import Samples, as_moments
@@ -428,16 +429,14 @@ class DenseStandIn(torch.nn.Module):
         self.weights = torch.nn.ParameterList(
             [weights[0][order], weights[1][order][:, order], weights[2][:, order]]
         ).double()
-        self.ResBlocks = [
-            SimpleNamespace(channel_groups=groups[order], _store_activations=False) for _ in range(2)
-        ]
+        self.ResBlocks = [SimpleNamespace(channel_groups=groups[order], capture=Capture()) for _ in range(2)]
 
     def forward(self, x):
         for weight, block in zip(self.weights, self.ResBlocks, strict=False):
-            x = x @ weight.T
-            if block._store_activations:
-                block._last_pre_norm_activation = x
-            x = torch.tanh(x)
+            z = x @ weight.T
+            x = torch.tanh(z)
+            if block.capture.mode != "off":
+                block.capture.leave(z, x)
         return x @ self.weights[2].T
 
 

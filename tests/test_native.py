@@ -15,8 +15,8 @@ from dense_oracle import random_graph
 
 from gsnn.kernels import compiled as native
 from gsnn.kernels import stack as block
+from gsnn.kernels.form import Form, Weights
 from gsnn.kernels.plan import Plan
-from gsnn.kernels.stack import Form, Weights
 from gsnn.models.GSNN import GSNN
 
 needs_native = pytest.mark.skipif(native.level() == "none", reason="the compiled blocks were not built")
@@ -78,7 +78,7 @@ def make_blocks(plan, form, samples, *, dtype, optional, factor=None, turned=Fal
 def gradients(stack, form, plan, state, blocks, seed=1):
     """Every result and every gradient of one stack, for a random linear loss on all that it gives."""
     flat = [tensor for weights in blocks for tensor in weights]
-    result, *others = stack.apply(form, plan, True, state, *flat)
+    result, *others = stack.apply(form, plan, True, None, state, *flat)
     aside = others[2 * len(blocks) :]
     generator = torch.Generator().manual_seed(seed)
     real = result[plan.row_of_edge]
@@ -150,9 +150,9 @@ def test_without_gradients_two_states_take_turns(samples):
     state, blocks = make_blocks(plan, form, samples, dtype=torch.float64, optional=True, n_blocks=5)
     flat = [tensor for weights in blocks for tensor in weights]
     before = state.detach().clone()
-    expected = block._Stack.apply(form, plan, False, state, *flat)[0]
+    expected = block._Stack.apply(form, plan, False, None, state, *flat)[0]
     for _ in range(3):  # memory that was given back too early would by now hold something else
-        found = block._CompiledStack.apply(form, plan, False, state, *flat)[0]
+        found = block._CompiledStack.apply(form, plan, False, None, state, *flat)[0]
         torch.testing.assert_close(
             found[plan.row_of_edge], expected[plan.row_of_edge], rtol=1e-10, atol=1e-10
         )
@@ -220,7 +220,7 @@ def test_elu_is_exact_near_zero_and_far_from_it():
         state[plan.row_of_edge[0]] = x.to(dtype)
         one = torch.ones(1, dtype=dtype)
         weights = Weights(one, None, None, None, one, None, None, None)
-        (result,) = block._CompiledStack.apply(Form(1, None, False), plan, False, state, *weights)[:1]
+        (result,) = block._CompiledStack.apply(Form(1, None, False), plan, False, None, state, *weights)[:1]
         expected = torch.where(x > 0, x.double(), torch.special.expm1(x.to(dtype).double()))
         torch.testing.assert_close(result[plan.row_of_edge[1]].double(), expected, rtol=rtol, atol=0)
 
@@ -230,7 +230,7 @@ def test_the_backward_pass_runs_twice_and_leaves_its_gradient_alone():
     plan = make_plan(n_function=40)
     state, blocks = make_blocks(plan, Form(8, (1,), True), 64, dtype=torch.float32, optional=True)
     flat = [tensor for weights in blocks for tensor in weights]
-    result = block._CompiledStack.apply(Form(8, (1,), True), plan, True, state, *flat)[0]
+    result = block._CompiledStack.apply(Form(8, (1,), True), plan, True, None, state, *flat)[0]
     grad = torch.randn(result.shape, generator=torch.Generator().manual_seed(0))
     before = grad.clone()
     first = torch.autograd.grad(result, [state, flat[0]], grad, retain_graph=True)
@@ -394,7 +394,7 @@ def test_a_gradient_with_a_lazy_sign_is_the_gradient():
     plan, form = make_plan(), Form(4, (1,), True)
     state, blocks = make_blocks(plan, form, 16, dtype=torch.float32, optional=True)
     flat = [tensor for weights in blocks for tensor in weights]
-    result = block._CompiledStack.apply(form, plan, True, state, *flat)[0]
+    result = block._CompiledStack.apply(form, plan, True, None, state, *flat)[0]
     lazy = torch.randn(*result.shape, dtype=torch.complex64).conj().imag
     assert lazy.is_neg()
     found = torch.autograd.grad(result, state, lazy, retain_graph=True)[0]

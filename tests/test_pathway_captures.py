@@ -99,23 +99,31 @@ def test_second_derivatives():
     assert (found[0] - found[1]).norm() <= 1e-8 * found[0].norm()
 
 
-def test_no_pre_norm_capture_and_off_again():
+def test_captures_are_read_once_and_dropped():
     _, _, model = run("aside", {})
     block = model.ResBlocks[0]
-    assert block._last_pre_norm_activation is None
     assert block._last_activation is block._last_activation
+    assert block._last_pre_norm_activation is block._last_pre_norm_activation
     block._last_activation = None
-    assert block._last_activation is None
+    assert block._last_activation is None and block._last_pre_norm_activation is not None
 
 
 class Scalar(torch.nn.Module):
-    """Depends on which node it is, so that a wrong order shows."""
+    """Depends on which node it is, so that a wrong order shows; (B, N), or (B, N, 1) with ``keepdim``."""
+
+    def __init__(self, keepdim=False):
+        super().__init__()
+        self.keepdim = keepdim
 
     def forward(self, a):
-        return (a * torch.linspace(0.5, 2, a.shape[1], dtype=a.dtype)[:, None]).tanh().sum(2)
+        weight = torch.linspace(0.5, 2, a.shape[1], dtype=a.dtype)[:, None]
+        return (a * weight).tanh().sum(2, keepdim=self.keepdim)
+
+    def extra_repr(self):
+        return f"keepdim={self.keepdim}"
 
 
-@pytest.mark.parametrize("phi", ["mean", "learned", "channel", Scalar()], ids=str)
+@pytest.mark.parametrize("phi", ["mean", "learned", "channel", Scalar(), Scalar(keepdim=True)], ids=str)
 def test_the_regularizer_reads_either_kind(phi):
     membership = torch.eye(10).repeat_interleave(3, dim=1) * torch.linspace(0.5, 2, 30)
     found = []

@@ -27,7 +27,7 @@ import torch
 from gsnn.kernels.plan import Plan
 
 if TYPE_CHECKING:
-    from gsnn.kernels.stack import Form, Weights
+    from gsnn.kernels.form import Form, Weights
 
 Tensor = torch.Tensor
 

@@ -19,63 +19,16 @@ from gsnn.kernels.bucketed import (
     differentiable_grads,
     in_table,
     out_table,
-    plain_in,
-    plain_out,
     product_in,
     product_in_grads,
     product_out,
     product_out_grads,
     residual_grad,
 )
-from gsnn.kernels.channels import Dims, elu_grad_, elu_values, plain_unit, unit_scale, unit_scale_grads
+from gsnn.kernels.channels import elu_grad_, elu_values, unit_scale, unit_scale_grads
+from gsnn.kernels.form import N_WEIGHTS, Form, Weights, split
 from gsnn.kernels.plan import Plan
-
-
-class Form(NamedTuple):
-    """What a block computes besides its products.
-
-    Attributes:
-        channels: C.
-        dims: dimensions of (N, C, B) its norm averages over; None for no norm.
-        centre: whether the norm subtracts the mean.
-        aside: whether it also gives the activations that ``lin_out`` reads.
-    """
-
-    channels: int
-    dims: Dims | None
-    centre: bool
-    aside: bool = False
-
-    @property
-    def over_batch(self) -> bool:
-        """Whether the norm's statistics are those of the batch."""
-        return self.dims is not None and 2 in self.dims
-
-
-class Weights(NamedTuple):
-    """The tensors of one block, nodes and edges in the given order.
-
-    Attributes:
-        in_values: (edges into function nodes * C,).
-        in_bias: (N*C,) or None.
-        scale, shift: (N,) of the norm, or None.
-        out_values: (edges out of function nodes * C,).
-        out_bias: (E,) or None.
-        residual: scalar r, or None for no residual.
-        factor: constant that broadcasts to (N, C, B), in plan order, or None; gets no gradient.
-    """
-
-    in_values: Tensor
-    in_bias: Tensor | None
-    scale: Tensor | None
-    shift: Tensor | None
-    out_values: Tensor
-    out_bias: Tensor | None
-    residual: Tensor | None
-    factor: Tensor | None
-
-
-N_WEIGHTS = len(Weights._fields)
+from gsnn.kernels.reference import Inside, plain_stack
 
 
 class _Saved(NamedTuple):
@@ -88,31 +41,6 @@ class _Saved(NamedTuple):
     unit_scale: Tensor | None
     active: Tensor
     gate: Tensor | None
-
-
-def _split(flat: Sequence[Any]) -> list[Weights]:
-    return [Weights(*flat[k : k + N_WEIGHTS]) for k in range(0, len(flat), N_WEIGHTS)]
-
-
-def _plain(
-    state: Tensor, flat: Sequence[Tensor | None], form: Form, plan: Plan
-) -> tuple[Tensor, list[Tensor]]:
-    """The stack by differentiable operations: its result and what each ``lin_out`` reads."""
-    read = []
-    for w in _split(flat):
-        z = plain_in(state, w.in_values.view(-1, form.channels), w.in_bias, plan)
-        if form.dims is not None:
-            scale, shift = (
-                None if t is None else plan.to_nodes(t.view(-1, 1, 1)) for t in (w.scale, w.shift)
-            )
-            z = plain_unit(z, scale, shift, form.dims, form.centre)[0]
-        z = torch.nn.functional.elu(z)
-        if w.factor is not None:
-            z = z * w.factor
-        read.append(z)
-        through = None if w.residual is None else state
-        state = plain_out(z, w.out_values.view(-1, form.channels), w.out_bias, through, w.residual, plan)
-    return state, read
 
 
 def _forward(
@@ -196,31 +124,39 @@ class _Stack(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, form: Form, plan: Plan, keep: bool, state: Tensor, *flat: Tensor | None
+        ctx: Any,
+        form: Form,
+        plan: Plan,
+        keep: bool,
+        inside: Inside | None,
+        state: Tensor,
+        *flat: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
         kept: list[Tensor | None] = [state, *flat]
         statistics: list[Tensor | None] = []
         aside: list[Tensor] = []
-        for weights in _split(flat):
+        for weights in split(flat):
             state, saved, mean, read = _forward(state, weights, form, plan)
             kept.extend(saved)
             if form.aside:
                 aside.append(read)
             statistics += [saved.unit_scale, mean] if form.over_batch else [None, None]
-        return _leave(ctx, form, plan, kept, len(flat), state, statistics, aside)
+        return _leave(ctx, form, plan, inside, kept, len(flat), state, statistics, aside)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *others: Tensor | None) -> Any:
         form, plan = ctx.form, ctx.plan
         kept = ctx.saved_tensors
         inputs, kept = kept[: ctx.n_flat + 1], kept[ctx.n_flat + 1 :]
-        needed = ctx.needs_input_grad[3:]
-        blocks, flat_grads = _split(inputs[1:]), []
+        needed = ctx.needs_input_grad[4:]
+        blocks, flat_grads = split(inputs[1:]), []
         read_grads = others[2 * len(blocks) :] if form.aside else [None] * len(blocks)
         if grad is None:  # only what was given aside has been used
             grad = inputs[0].new_zeros(plan.n_rows, inputs[0].shape[1])
+        if ctx.inside is not None:
+            ctx.inside.pass_back(grad, read_grads)
         if torch.is_grad_enabled():
-            return None, None, None, *_plain_grads(form, plan, inputs, needed, grad, read_grads)
+            return None, None, None, None, *_plain_grads(form, plan, inputs, needed, grad, read_grads)
         state_grad: Tensor | None = grad.contiguous()
         n_saved = len(_Saved._fields)
         for k in range(len(blocks) - 1, -1, -1):
@@ -236,7 +172,7 @@ class _Stack(torch.autograd.Function):
                 read_grads[k],
             )
             flat_grads.append(weight_grads)
-        return None, None, None, state_grad, *(g for grads in reversed(flat_grads) for g in grads)
+        return None, None, None, None, state_grad, *(g for grads in reversed(flat_grads) for g in grads)
 
 
 class _CompiledStack(torch.autograd.Function):
@@ -244,33 +180,43 @@ class _CompiledStack(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, form: Form, plan: Plan, keep: bool, state: Tensor, *flat: Tensor | None
+        ctx: Any,
+        form: Form,
+        plan: Plan,
+        keep: bool,
+        inside: Inside | None,
+        state: Tensor,
+        *flat: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
-        result, states, statistics, aside = native.forward(state, _split(flat), form, plan, keep)
-        return _leave(ctx, form, plan, [state, *flat, *states], len(flat), result, statistics, aside)
+        result, states, statistics, aside = native.forward(state, split(flat), form, plan, keep)
+        kept = [state, *flat, *states]
+        return _leave(ctx, form, plan, inside, kept, len(flat), result, statistics, aside)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *others: Tensor | None) -> Any:
         form, plan = ctx.form, ctx.plan
         kept = ctx.saved_tensors
         inputs, states = kept[: ctx.n_flat + 1], kept[ctx.n_flat + 1 :]
-        needed = ctx.needs_input_grad[3:]
-        blocks = _split(inputs[1:])
+        needed = ctx.needs_input_grad[4:]
+        blocks = split(inputs[1:])
         read_grads = others[2 * len(blocks) :] if form.aside else [None] * len(blocks)
         if grad is None:  # only what was given aside has been used
             grad = torch.zeros_like(inputs[0])
+        if ctx.inside is not None:
+            ctx.inside.pass_back(grad, read_grads)
         if torch.is_grad_enabled():
-            return None, None, None, *_plain_grads(form, plan, inputs, needed, grad, read_grads)
+            return None, None, None, None, *_plain_grads(form, plan, inputs, needed, grad, read_grads)
         if not native.usable([*states, *(tensor for block in blocks for tensor in block[:-1])]):
             raise RuntimeError("saved tensors must come back as they were saved, contiguous and of one type")
         state_grad, grads = native.backward(grad, states, blocks, form, plan, read_grads, needed)
-        return None, None, None, state_grad, *(g for of_block in grads for g in of_block)
+        return None, None, None, None, state_grad, *(g for of_block in grads for g in of_block)
 
 
 def _leave(
     ctx: Any,
     form: Form,
     plan: Plan,
+    inside: Inside | None,
     kept: list[Tensor | None],
     n_flat: int,
     state: Tensor,
@@ -278,7 +224,7 @@ def _leave(
     aside: list[Tensor],
 ) -> tuple[Tensor | None, ...]:
     """Save what the backward pass needs and give the outputs."""
-    ctx.form, ctx.plan, ctx.n_flat = form, plan, n_flat
+    ctx.form, ctx.plan, ctx.inside, ctx.n_flat = form, plan, inside, n_flat
     ctx.save_for_backward(*kept)
     ctx.mark_non_differentiable(*(t for t in statistics if t is not None))
     ctx.set_materialize_grads(False)
@@ -296,7 +242,7 @@ def _plain_grads(
     """Gradients that can be differentiated again."""
 
     def outputs(state: Tensor, *flat: Tensor | None) -> list[Tensor]:
-        result, read = _plain(state, flat, form, plan)
+        result, read = plain_stack(state, flat, form, plan)
         return [result, *(z for z, g in zip(read, read_grads, strict=True) if g is not None)]
 
     given = [grad, *(g for g in read_grads if g is not None)]
@@ -317,7 +263,7 @@ def _fits(w: Weights, form: Form, plan: Plan, state: Tensor) -> bool:
 
 def run_blocks(
     state: Tensor, blocks: Sequence[Weights], form: Form, plan: Plan
-) -> tuple[Tensor, list[tuple[Tensor | None, Tensor | None]], list[Tensor]]:
+) -> tuple[Tensor, list[tuple[Tensor | None, Tensor | None]], list[Tensor], Inside | None]:
     """Each block in turn: ``lin_out(factor * elu(norm(lin_in(state)))) + relu(residual) state``.
 
     Args:
@@ -329,7 +275,8 @@ def run_blocks(
     Returns:
         The new state (R, B); for each block the ``1 / sqrt(v + 1e-5)`` and mean of a norm over the
         batch (else None); and,
-        for ``form.aside``, for each block the activations (N, C, B) in plan order that ``lin_out`` read.
+        for ``form.aside``, for each block the activations (N, C, B) in plan order that ``lin_out`` read, and,
+        where there are gradients, what its captures can be read from.
     """
     flat = [tensor for block in blocks for tensor in block]
     # A factor that broadcasts over (N, C, B) is read by its strides, whatever they are.
@@ -342,6 +289,7 @@ def run_blocks(
         and all(_fits(block, form, plan, state) for block in blocks)
     )
     stack = _CompiledStack if usable else _Stack
-    state, *others = stack.apply(form, plan, keep, state, *flat)
+    inside = Inside(state, flat, form, plan) if form.aside and keep else None
+    state, *others = stack.apply(form, plan, keep, inside, state, *flat)
     statistics, aside = others[: 2 * len(blocks)], others[2 * len(blocks) :]
-    return state, list(zip(statistics[::2], statistics[1::2], strict=True)), aside
+    return state, list(zip(statistics[::2], statistics[1::2], strict=True)), aside, inside

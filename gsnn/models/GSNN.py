@@ -1,7 +1,7 @@
 """The Graph Structured Neural Network (Evans et al. 2024, doi 10.1101/2024.02.28.582164)."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from gsnn._modes import evaluation_mode
 from gsnn._text import some_names
+from gsnn.captures import Captures
 from gsnn.graph.container import NODE_TYPES, HeteroGraph
 from gsnn.graph.flat import channel_pattern, flat_edges, flat_masks
 from gsnn.kernels.bucketed import read_outputs
@@ -251,7 +252,7 @@ class GSNN(torch.nn.Module):
                     plan,
                     node_rows,
                     use_reentrant=False,
-                    context_fn=partial(_recomputation, block.norm),
+                    context_fn=partial(_recomputation, block),
                 )
             else:
                 state = block(state, plan, node_rows)
@@ -348,47 +349,38 @@ class GSNN(torch.nn.Module):
         """
         if agg not in AGGREGATIONS:
             raise ValueError(f"agg must be one of {', '.join(AGGREGATIONS)}, got {agg!r}")
-        with self._capturing():
+        names = self.graph.node_names_dict["function"]
+        captures = Captures(self)
+        with evaluation_mode(self), captures.recording():
             self(x)
-            names = self.graph.node_names_dict["function"]
             stacked = torch.stack(
-                [captured.view(len(x), len(names), self.channels) for captured in self._activations()], dim=1
+                [h.view(len(x), len(names), self.channels) for h in captures.activations()], dim=1
             )
         result = AGGREGATIONS[agg](stacked)
         return {name: result[..., node, :] for node, name in enumerate(names)}
 
-    def _activations(self) -> list[torch.Tensor]:
-        return [block._last_activation for block in self._blocks if block._last_activation is not None]
-
-    @contextlib.contextmanager
-    def _capturing(self) -> Iterator[None]:
-        """Eval mode with captures on; modes, switches and captures come back as they were."""
-        blocks = self._blocks
-        kept = [(b, b._store_activations, b._last_pre_norm_activation, b._captured, b._aside) for b in blocks]
-        try:
-            for block in blocks:
-                block._store_activations = True
-            with evaluation_mode(self):
-                yield
-        finally:
-            for block, stored, pre_norm, activation, aside in kept:
-                block._store_activations = stored
-                block._last_pre_norm_activation = pre_norm
-                block._captured, block._aside = activation, aside
-
 
 def _recomputation(
-    norm: NodeNorm,
+    block: ResBlock,
 ) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
-    """Contexts of the forward pass and of its repetition."""
-    return contextlib.nullcontext(), _frozen_statistics(norm)
+    """Contexts of the forward pass and of its repetitions."""
+    return contextlib.nullcontext(), _Repeating(block)
 
 
-@contextlib.contextmanager
-def _frozen_statistics(norm: NodeNorm) -> Iterator[None]:
-    """Keep a recomputed forward pass from counting its batch a second time."""
-    norm.updates_statistics = False
-    try:
-        yield
-    finally:
-        norm.updates_statistics = True
+class _Repeating(contextlib.AbstractContextManager[None]):
+    """Keeps a recomputed forward pass from counting its batch again, and from leaving captures.
+
+    It may be entered any number of times, once for each backward pass.
+    """
+
+    def __init__(self, block: ResBlock) -> None:
+        self._block, self._mode = block, block.capture.mode
+
+    def __enter__(self) -> None:
+        self._block.norm.updates_statistics = False
+        self._found = self._block.capture.repeating(self._mode)
+        self._found.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._found.__exit__(*error)
+        self._block.norm.updates_statistics = True

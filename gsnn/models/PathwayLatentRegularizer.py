@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gsnn.captures import Capture, Captures
 from gsnn.models.pathway_loss import Memberships, dissimilarity, similarity
 
 PHIS = ("mean", "learned", "channel")
 CHANNEL_MIN_STD = 1e-3
+_KEY = "pathway regularizers"  # one for all, as `disable(model)` names none
 
 
 class PathwayLatentRegularizer(torch.nn.Module):
@@ -30,7 +32,7 @@ class PathwayLatentRegularizer(torch.nn.Module):
     both averaged over the blocks (L_sim over those where any membership counts). phi says what x is:
 
     - ``'mean'``: the mean of a node's channels. ``'learned'``: a linear readout of C weights, the same for
-      all nodes, at first 1/C each. A module: its output (B, N) for the activations (B, N, C).
+      all nodes, at first 1/C each. A module: its output, (B, N) or (B, N, 1), for the activations (B, N, C).
     - ``'channel'``, recommended: each channel by itself, the loss averaged over channels. A scalar can be
       made to agree while the channels do not, and then does not change what a node represents. Two
       refinements are on: a member is correlated with the mean of the *other* members, since a small
@@ -85,7 +87,7 @@ class PathwayLatentRegularizer(torch.nn.Module):
         min_std: float | None = None,
     ) -> None:
         super().__init__()
-        blocks = _blocks(model)
+        blocks = Captures(model).blocks
         self.channels = int(torch.bincount(blocks[0].channel_groups)[0])
         self.n_nodes = len(blocks[0].channel_groups) // self.channels
         for name, number in (("lambda_sim", lambda_sim), ("lambda_dis", lambda_dis)):
@@ -117,19 +119,19 @@ class PathwayLatentRegularizer(torch.nn.Module):
     def enable(self, model: torch.nn.Module) -> None:
         """Switch the model's captures on. The constructor has done it for its model; again is harmless.
 
-        They are captures aside from the output's path, the cheaper kind (see
-        :class:`gsnn.models.ResBlock.ResBlock`), unless captures are on already.
+        They are captures aside from the output's path, the cheaper kind (see :mod:`gsnn.captures`), unless
+        somebody has them on.
         """
-        for block in _blocks(model):
-            block._store_activations = block._store_activations or "aside"
+        Captures(model, _KEY).on("aside")
         if _watch(model) is None:
             model.register_forward_hook(_Watch())
 
     def disable(self, model: torch.nn.Module) -> None:
-        """Switch the model's captures off and drop what was captured."""
-        for block in _blocks(model):
-            block._store_activations = False
-            block._last_pre_norm_activation = block._last_activation = None
+        """Ask for captures no more, for all regularizers of the model.
+
+        Where nobody else asks for captures they are off then, and what was captured is dropped.
+        """
+        Captures(model, _KEY).off()
         for key, hook in list(model._forward_hooks.items()):
             if isinstance(hook, _Watch):
                 del model._forward_hooks[key]
@@ -172,16 +174,14 @@ class PathwayLatentRegularizer(torch.nn.Module):
 
     def _captured(self, model: torch.nn.Module) -> tuple[list[Tensor], Tensor | None]:
         """Activations (N, C, B) of each block, for this once; and the place of each node, None = its own."""
+        captures = list(Captures(model))
         watch = _watch(model)
-        if watch is None or not all(block._store_activations for block in _blocks(model)):
+        if watch is None or any(capture.mode == "off" for capture in captures):
             raise RuntimeError("model must have its captures on; call enable(model) before the forward pass")
-        captured = watch.take(model, self)
-        rank = None
-        if captured[0].ndim == 3:
-            plan = _blocks(model)[0]._aside[1]
-            rank = None if plan.natural else plan.rank
-        else:
-            captured = [a.t().unflatten(0, (-1, self.channels)) for a in captured]
+        watch.check(model, self)
+        found = [capture.nodes(self.channels) for capture in captures]
+        captured, ranks = zip(*(each for each in found if each is not None), strict=True)
+        rank = ranks[0]
         nodes, channels, samples = captured[0].shape
         if (nodes, channels) != (self.n_nodes, self.channels):
             raise ValueError(
@@ -190,7 +190,7 @@ class PathwayLatentRegularizer(torch.nn.Module):
             )
         if samples < 2:
             raise ValueError(f"a batch must have at least 2 samples to correlate over, got {samples}")
-        return captured, rank
+        return list(captured), rank
 
     def _rows(self, activation: Tensor) -> Tensor:
         """(N, C, B) -> (N*C, B) for ``'channel'``, else (N, B)."""
@@ -206,8 +206,12 @@ class PathwayLatentRegularizer(torch.nn.Module):
         assert isinstance(self.phi, torch.nn.Module)
         scalar = self.phi(activation.permute(2, 0, 1))
         expected = activation.shape[2], self.n_nodes
+        if scalar.shape == (*expected, 1):
+            scalar = scalar.squeeze(2)
         if scalar.shape != expected:
-            raise ValueError(f"phi must map (B, N, C) to (B, N) = {expected}, got {tuple(scalar.shape)}")
+            raise ValueError(
+                f"phi must map (B, N, C) to (B, N) = {expected} or (B, N, 1), got {tuple(scalar.shape)}"
+            )
         return scalar.t().to(activation.dtype).contiguous()
 
     def _on(self, device: torch.device, rank: Tensor | None) -> tuple[Memberships, Tensor]:
@@ -235,70 +239,61 @@ class _Watch:
     """
 
     def __init__(self) -> None:
-        self._fresh: list[weakref.ref[Tensor]] = []
+        self._fresh: list[weakref.ref[Any]] = []
         self._versions: list[int] = []
-        self._readers: set[int] = set()
+        self._readers: weakref.WeakSet[PathwayLatentRegularizer] = weakref.WeakSet()
 
     def __reduce__(self) -> tuple[type[_Watch], tuple[()]]:
         return _Watch, ()
 
     @torch.compiler.disable
     def __call__(self, model: torch.nn.Module, *_: Any) -> None:
-        captured = _tensors(model)
-        if not model.training or any(a is None or not a.requires_grad for a in captured):
+        if not model.training:
             return
-        if self._is_fresh(captured):  # an older pass: this one has left no captures
-            return
-        self._fresh = [weakref.ref(a) for a in captured if a is not None]
+        captures = list(Captures(model))
+        left = _left(captures)
+        if not all(map(_differentiable, captures)) or self._is_fresh(left):
+            return  # the last: an older pass, this one has left no captures
+        self._fresh = [weakref.ref(found) for found in left]
         self._versions = [p._version for p in model.parameters()]
-        self._readers = set()
+        self._readers.clear()
 
-    def _is_fresh(self, captured: Sequence[Tensor | None]) -> bool:
-        return len(self._fresh) == len(captured) and all(
-            a is not None and ref() is a for ref, a in zip(self._fresh, captured, strict=True)
+    def _is_fresh(self, left: Sequence[Any]) -> bool:
+        return len(self._fresh) == len(left) and all(
+            found is not None and ref() is found for ref, found in zip(self._fresh, left, strict=True)
         )
 
-    def take(self, model: torch.nn.Module, reader: PathwayLatentRegularizer) -> list[Tensor]:
-        captured = [a for a in _tensors(model) if a is not None]
-        if not captured:
+    def check(self, model: torch.nn.Module, reader: PathwayLatentRegularizer) -> None:
+        left = _left(Captures(model))
+        if any(found is None for found in left):
             raise RuntimeError("loss needs a forward pass of the model after enable(model), got none")
-        if not self._is_fresh(captured):
+        if not self._is_fresh(left):
             raise RuntimeError(
                 "loss needs a forward pass in training mode and with gradients, got captures of another one; "
                 "call model.train(), and the model outside torch.no_grad()"
             )
-        if id(reader) in self._readers:
+        if reader in self._readers:
             raise RuntimeError("loss needs a new forward pass for every call, got stale captures")
         if self._versions != [p._version for p in model.parameters()]:
             raise RuntimeError(
                 "loss needs a forward pass after the last change of the parameters, got stale captures; "
                 "call it before the optimizer's step"
             )
-        self._readers.add(id(reader))
-        return captured
+        self._readers.add(reader)
 
 
-def _tensors(model: torch.nn.Module) -> list[Tensor | None]:
-    """What the last forward pass left: (N, C, B) kept aside, else (B, N*C)."""
-    blocks = _blocks(model)
-    if all(getattr(block, "_aside", None) is not None for block in blocks):
-        return [block._aside[0] for block in blocks]
-    return [block._last_activation for block in blocks]
+def _left(captures: Iterable[Capture]) -> list[Any]:
+    """What tells the pass that left the activations of each block, None where there are none."""
+    return [None if capture.nodes(1) is None else capture.token() for capture in captures]
+
+
+def _differentiable(capture: Capture) -> bool:
+    found = capture.nodes(1)
+    return found is not None and found[0].requires_grad
 
 
 def _watch(model: torch.nn.Module) -> _Watch | None:
     return next((hook for hook in model._forward_hooks.values() if isinstance(hook, _Watch)), None)
-
-
-def _blocks(model: torch.nn.Module) -> list[Any]:
-    blocks = list(getattr(model, "ResBlocks", ()))
-    needed = ("channel_groups", "_store_activations")
-    if not blocks or not all(hasattr(block, name) for block in blocks for name in needed):
-        raise TypeError(
-            "model must have ResBlocks with channel_groups and the switch _store_activations, as GSNN has; "
-            f"got {type(model).__name__} without them"
-        )
-    return blocks
 
 
 def _is_number(value: Any) -> bool:

@@ -1,15 +1,19 @@
 """One residual block: edges -> channels of the function nodes -> edges."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
+from gsnn.captures import Capture, CaptureNames
 from gsnn.kernels import bucketed, scatter
-from gsnn.kernels.bucketed import permute_rows, plain_needed
+from gsnn.kernels.bucketed import plain_needed
 from gsnn.kernels.channels import elu
+from gsnn.kernels.form import Form, Weights
 from gsnn.kernels.plan import Plan
-from gsnn.kernels.stack import Form, Weights, run_blocks
+from gsnn.kernels.reference import capture
+from gsnn.kernels.stack import run_blocks
 from gsnn.models.norms import NodeNorm, update_statistics
 from gsnn.models.SparseLinear import SparseLinear
 
@@ -34,7 +38,7 @@ class NodeMLP(torch.nn.Sequential):
         return super().forward(z.transpose(1, 2)).transpose(1, 2)
 
 
-class ResBlock(torch.nn.Module):
+class ResBlock(CaptureNames, torch.nn.Module):
     """``x -> lin_out(mask(mlp(dropout(nonlin(norm(lin_in(x))))))) + relu(r) x`` on the edge state.
 
     Built by :class:`gsnn.models.GSNN.GSNN`, which shares ``lin_in``, ``lin_out`` and the node MLP
@@ -54,14 +58,12 @@ class ResBlock(torch.nn.Module):
         channel_groups: (N*C,) flat node index of each channel.
 
     Attributes:
-        _store_activations: switch; when True, each forward keeps ``_last_pre_norm_activation`` and
-            ``_last_activation``, both (B, N*C) in the order of ``channel_groups`` and on the
-            autograd graph of the output. When ``'aside'`` it keeps only ``_last_activation``, which
-            costs next to nothing: gradients of what is computed from it reach the weights, but the
-            output's own gradient does not pass through it.
+        capture: what a forward pass leaves of the activations, and whether; see :mod:`gsnn.captures`.
+        _store_activations: its switch by an older name; when True, each forward keeps
+            ``_last_pre_norm_activation`` and ``_last_activation``, both (B, N*C) in the order of
+            ``channel_groups`` and on the autograd graph of the output.
     """
 
-    _store_activations: bool | str
     channel_groups: torch.Tensor
     residual_weight: torch.Tensor | None
 
@@ -93,21 +95,7 @@ class ResBlock(torch.nn.Module):
         else:
             self.register_buffer("residual_weight", torch.ones(()) if residual else None, persistent=False)
         self.register_buffer("channel_groups", channel_groups, persistent=False)
-        self._store_activations = False
-        self._last_pre_norm_activation: torch.Tensor | None = None
-        self._captured: torch.Tensor | None = None
-        self._aside: tuple[torch.Tensor, Plan] | None = None  # (N, C, B) in plan order
-
-    @property
-    def _last_activation(self) -> torch.Tensor | None:
-        """(B, N*C); what was kept aside is put into the order of the nodes when it is first read."""
-        if self._captured is None and self._aside is not None:
-            self._captured = self._capture(*self._aside)[0]
-        return self._captured
-
-    @_last_activation.setter
-    def _last_activation(self, activation: torch.Tensor | None) -> None:
-        self._captured, self._aside = activation, None
+        self.capture = Capture()
 
     def forward(self, state: torch.Tensor, plan: Plan, node_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Edge state (R, B) in the plan's rows -> the same.
@@ -124,17 +112,18 @@ class ResBlock(torch.nn.Module):
         residual = self.residual_weight
         products = scatter if self.lin_in.backend == "scatter" else bucketed
         z = products.lin_in(state, in_values, self.lin_in.bias, plan)
-        if self._store_activations is True:
-            self._last_pre_norm_activation, z = self._capture(z, plan)
+        captured = self.capture.mode != "off"
+        pre_norm = activation = None
+        if captured:
+            pre_norm, z = capture(z, plan)
         z = self._nonlin(self.norm(z, plan)) if self.norm_first else self.norm(self._nonlin(z), plan)
         if self.dropout.p:
             z = self.dropout(z)
         if self.node_mlp is not None:
             z = self.node_mlp(z)
-        if self._store_activations is True:
-            self._last_activation, z = self._capture(z, plan)
-        elif self._store_activations:
-            self._captured, self._aside = None, (z, plan)
+        if captured:
+            activation, z = capture(z, plan)
+            self.capture.leave(pre_norm, activation)
         if node_mask is not None:
             z = z * node_mask
         through = state if residual is not None else None
@@ -151,7 +140,7 @@ class ResBlock(torch.nn.Module):
         norm: Any = modules["norm"]
         lin_in: Any = modules["lin_in"]
         return (
-            (not self._store_activations or (self._store_activations == "aside" and node_mask is None))
+            (self.capture.mode == "off" or (self.capture.mode == "aside" and node_mask is None))
             and self._plain_elu
             and (norm.kind == "none" or (self.norm_first and norm.dims is not None))
             and self.node_mlp is None
@@ -186,29 +175,20 @@ class ResBlock(torch.nn.Module):
     def _nonlin(self, z: torch.Tensor) -> torch.Tensor:
         return elu(z) if self._plain_elu else self.nonlin(z)
 
-    @staticmethod
-    def _capture(z: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, N*C) in given order, and z again, computed from it so that gradients pass through."""
-        if not plan.natural:
-            z = permute_rows(z, plan.rank, plan.order)
-        captured = z.flatten(0, 1).t()
-        z = captured.t().view_as(z)
-        return captured, z if plan.natural else permute_rows(z, plan.order, plan.rank)
-
 
 def run_fused(
     blocks: Sequence[ResBlock], state: torch.Tensor, plan: Plan, node_mask: torch.Tensor | None
 ) -> torch.Tensor:
     """The blocks in turn, as one differentiable operation; all of one form and ``fusible``."""
     norm = blocks[0].norm
-    form = Form(
-        blocks[0].channels, norm.dims, norm.centre, aside=any(block._store_activations for block in blocks)
-    )
+    captured = any(block.capture.mode != "off" for block in blocks)
+    form = Form(blocks[0].channels, norm.dims, norm.centre, aside=captured)
     weights = [block.weights(state, plan, node_mask) for block in blocks]
-    result, statistics, aside = run_blocks(state, weights, form, plan)
-    for block, activation in zip(blocks, aside, strict=False):  # none where none is wanted
-        if block._store_activations:
-            block._captured, block._aside = None, (activation, plan)
+    result, statistics, aside, inside = run_blocks(state, weights, form, plan)
+    rank = None if plan.natural else plan.rank
+    for k, (block, nodes) in enumerate(zip(blocks, aside, strict=False)):  # none where none is wanted
+        if block.capture.mode != "off":
+            block.capture.leave_aside(nodes, rank, None if inside is None else partial(inside.read, k))
     size = len(blocks[0].channel_groups) * state.shape[1]
     update_statistics([block.norm for block in blocks], statistics, size, plan)
     return result

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from gsnn._modes import evaluation_mode
 from gsnn.optim.batch_scale import BatchScale, Crit
 from gsnn.optim.candidates import pair_weights
-from gsnn.optim.captures import Captures
 from gsnn.optim.edge_table import (
     KeptEdges,
     all_pairs,
@@ -25,6 +24,7 @@ from gsnn.optim.edge_table import (
     judge,
     rank_in_targets,
 )
+from gsnn.optim.layer_captures import LayerCaptures
 from gsnn.stats.moments import aggregate
 from gsnn.stats.pursuit import GroupMoments, Pursuit, largest
 from gsnn.stats.significance import benjamini_hochberg
@@ -57,7 +57,7 @@ class FirstOrderEdgeInferer:
 
     Raises
     ------
-    TypeError, ValueError : what `Captures` and the graph refuse
+    TypeError, ValueError : what `LayerCaptures` and the graph refuse
 
     Memory: 16 P (N C)^2 bytes, where the model is: for networks of some hundred nodes. Source of GSNN: Evans
     et al. 2024, doi 10.1101/2024.02.28.582164.
@@ -65,7 +65,7 @@ class FirstOrderEdgeInferer:
 
     def __init__(self, model: nn.Module, data: Any) -> None:
         self.kept = KeptEdges.of(data)
-        self._captures = Captures(model, self.kept.names)
+        self._captures = LayerCaptures(model, self.kept.names)
         self.model = model
         self.N = self._captures.N
         self.L = self._captures.L
@@ -172,7 +172,7 @@ class FirstOrderEdgeInferer:
         if not loss.requires_grad:
             raise ValueError("crit must return a loss that depends on the model's output, got one without")
         grads = torch.autograd.grad(loss, needed, allow_unused=True)
-        after = [block._last_activation for block in self._captures.blocks[:-1]]
+        after = self._captures.activations()[:-1]
         h = torch.stack([self._captures.by_node(t.detach()).double() for t in after])
         g = torch.stack(
             [

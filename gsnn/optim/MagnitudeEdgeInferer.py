@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from gsnn._modes import evaluation_mode
 from gsnn._progress import progress
 from gsnn.optim.batch_scale import BatchScale, Crit
-from gsnn.optim.captures import Captures
 from gsnn.optim.edge_table import (
     KeptEdges,
     check_missing,
@@ -22,6 +21,7 @@ from gsnn.optim.edge_table import (
     judge,
     rank_in_targets,
 )
+from gsnn.optim.layer_captures import LayerCaptures
 from gsnn.stats.moments import aggregate, partial_correlation
 from gsnn.stats.processes import group_of, merged_fit
 from gsnn.stats.ranking import best_rows
@@ -64,8 +64,8 @@ class MagnitudeEdgeInferer:
 
     Raises
     ------
-    TypeError, ValueError : what `Captures` and the graph refuse: `checkpoint=True`, one layer, no captures,
-        other function nodes than the graph's, no function -> function edge; an unknown reduction
+    TypeError, ValueError : what `LayerCaptures` and the graph refuse: `checkpoint=True`, one layer, no
+        captures, other function nodes than the graph's, no function -> function edge; an unknown reduction
 
     Memory: 16 P N min(n, N) bytes for the statistics: the magnitudes themselves while there are fewer samples
     than function nodes, their moments from then on. `evaluate(top_k=k)` adds 16 N^2 bytes to it. They are
@@ -77,7 +77,7 @@ class MagnitudeEdgeInferer:
         if reduction not in _NORMS:
             raise ValueError(f"reduction must be 'l1' or 'l2', got {reduction!r}")
         self.kept = KeptEdges.of(data)
-        self._captures = Captures(model, self.kept.names, use_pre_norm)
+        self._captures = LayerCaptures(model, self.kept.names, use_pre_norm)
         self.model = model
         self.reduction = reduction
         self.use_pre_norm = use_pre_norm

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gsnn.optim.captures import Captures
 from gsnn.optim.edge_table import (
     KeptEdges,
     all_pairs,
@@ -20,6 +19,7 @@ from gsnn.optim.edge_table import (
     judge_scores,
     rank_in_targets,
 )
+from gsnn.optim.layer_captures import LayerCaptures
 from gsnn.optim.magnitudes import SCORES, check_aggregators, check_finite, magnitudes
 from gsnn.optim.recent import RecentSamples
 from gsnn.stats.processes import from_first, gathered, group_of, summed
@@ -99,7 +99,7 @@ class MagnitudeEdgeRegressor(nn.Module):
 
     Raises
     ------
-    TypeError, ValueError : an option out of its range, and what `Captures` and the graph refuse:
+    TypeError, ValueError : an option out of its range, and what `LayerCaptures` and the graph refuse:
         `checkpoint=True`, one layer, no captures, other function nodes, no function -> function edge
     """
 
@@ -135,7 +135,7 @@ class MagnitudeEdgeRegressor(nn.Module):
         _check_number("ema_momentum", ema_momentum, "in (0, 1]", lambda v: 0 < v <= 1)
         _check_number("window", window, "a positive int", lambda v: v >= 1 and isinstance(v, int))
         self.kept = KeptEdges.of(data)
-        self._captures = Captures(model, self.kept.names, use_pre_norm)
+        self._captures = LayerCaptures(model, self.kept.names, use_pre_norm)
         object.__setattr__(self, "model", model)  # past nn.Module, which would register it as a submodule
         self.aggregators = names
         self.use_pre_norm = use_pre_norm
@@ -265,7 +265,7 @@ class MagnitudeEdgeRegressor(nn.Module):
         return {"aux_loss": aux_loss, "mse": mse_value}
 
     def _end_step(self) -> None:
-        self._captures.release()
+        self._captures.off()
         self._armed = None
         self._waiting_for_forward = False
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from gsnn._modes import evaluation_mode
 from gsnn._progress import progress
 from gsnn.optim.batch_scale import BatchScale, Crit
-from gsnn.optim.captures import Captures
 from gsnn.optim.edge_table import KeptEdges
+from gsnn.optim.layer_captures import LayerCaptures
 
 Scores = NDArray[np.float64]
 NAMES = ("activation_corr", "activation_gradient", "gradient_sv", "whitened_sv", "joint_sv")
@@ -90,7 +90,7 @@ def edge_scores(
     if not (ridge > 0 and math.isfinite(ridge)):
         raise ValueError(f"ridge must be a positive number, got {ridge!r}")
     kept = KeptEdges.of(data)
-    captures = Captures(model, kept.names)
+    captures = LayerCaptures(model, kept.names)
     like = next(model.parameters())
     scale_of = BatchScale(crit)
     sums: _Sums | None = None
@@ -98,10 +98,10 @@ def edge_scores(
         for inputs, target in progress(dataloader, "samples", verbose):
             prediction = model(inputs.detach().to(like).requires_grad_())
             loss, keep, scale = scale_of(prediction, target.to(like))
-            z = captures.tensors()
+            z = captures.pre_norms()
             grads = torch.autograd.grad(loss, z[1:], allow_unused=True)
             g = [torch.zeros_like(t) if d is None else d for d, t in zip(grads, z[1:], strict=True)]
-            after = [block._last_activation for block in captures.blocks[:-1]]
+            after = captures.activations()[:-1]
             parts = [
                 torch.stack([captures.by_node(t.detach()).double() for t in tensors])
                 for tensors in (z, after, g)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from gsnn.optim.captures import Captures
+from gsnn.optim.layer_captures import LayerCaptures
 
 AGGREGATORS: dict[str, Callable[[Tensor], Tensor]] = {  # absolute values (N, P, C, B) -> (N, P, B)
     "sum": lambda z: z.sum(2),
@@ -34,7 +34,7 @@ def check_aggregators(aggregators: Iterable[str]) -> tuple[str, ...]:
 
 
 def magnitudes(
-    captures: Captures,
+    captures: LayerCaptures,
     captured: Sequence[Tensor],
     grads: Sequence[Tensor | None],
     aggregators: Sequence[str],

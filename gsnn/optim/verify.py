@@ -24,8 +24,8 @@ from gsnn.data.scaling import scaling_of
 from gsnn.graph.container import EDGE_TYPES, NODE_TYPES, HeteroGraph, as_graph
 from gsnn.models.GSNN import GSNN
 from gsnn.optim.candidates import named_pairs
-from gsnn.optim.captures import Captures
 from gsnn.optim.edge_table import KeptEdges, check_missing
+from gsnn.optim.layer_captures import LayerCaptures
 from gsnn.optim.staging import Samples, check_int
 from gsnn.stats.significance import benjamini_hochberg
 from gsnn.train.loop import fit
@@ -226,13 +226,13 @@ class _Linearised:
         self._products: dict[int, Tensor] = {}
 
     def _read(self, model: GSNN, samples: Samples, names: Sequence[str], targets: Sequence[int]) -> None:
-        captures, param = Captures(model, names), next(model.parameters())
+        captures, param = LayerCaptures(model, names), next(model.parameters())
         h, left, slopes = [], [], []
         with evaluation_mode(model), captures.recording(), torch.enable_grad():
             for x, y in zip(samples.x.split(_BATCH), samples.y.split(_BATCH), strict=True):
                 prediction = model(x.to(param).requires_grad_())
                 z = captures.tensors()[1:]
-                after = [block._last_activation.detach() for block in captures.blocks[:-1]]
+                after = [t.detach() for t in captures.activations()[:-1]]
                 h.append(torch.stack([captures.by_node(t).double() for t in after], 1).cpu())
                 measured = ~y.isnan()
                 left.append(torch.where(measured, y - prediction.detach().cpu(), 0.0).double())

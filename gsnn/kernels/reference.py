@@ -1,0 +1,104 @@
+"""A stack of blocks by differentiable operations, and the captures inside one that ran as one operation."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gsnn.kernels.bucketed import permute_rows, plain_in, plain_out
+from gsnn.kernels.channels import plain_unit
+from gsnn.kernels.form import Form, split
+from gsnn.kernels.plan import Plan
+
+
+def capture(z: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+    """(B, N*C) in given order, and z again, computed from it so that gradients pass through."""
+    if not plan.natural:
+        z = permute_rows(z, plan.rank, plan.order)
+    captured = z.flatten(0, 1).t()
+    z = captured.t().view_as(z)
+    return captured, z if plan.natural else permute_rows(z, plan.order, plan.rank)
+
+
+def plain_stack(
+    state: Tensor, flat: Sequence[Tensor | None], form: Form, plan: Plan, tapped: list[Tensor] | None = None
+) -> tuple[Tensor, list[Tensor]]:
+    """The stack by differentiable operations: its result and what each ``lin_out`` reads.
+
+    ``tapped`` gets two captures of each block that lie on the way: before the norm, and what is read.
+    """
+    read = []
+
+    def tap(z: Tensor) -> Tensor:
+        if tapped is None:
+            return z
+        captured, z = capture(z, plan)
+        tapped.append(captured)
+        return z
+
+    for w in split(flat):
+        z = tap(plain_in(state, w.in_values.view(-1, form.channels), w.in_bias, plan))
+        if form.dims is not None:
+            scale, shift = (
+                None if t is None else plan.to_nodes(t.view(-1, 1, 1)) for t in (w.scale, w.shift)
+            )
+            z = plain_unit(z, scale, shift, form.dims, form.centre)[0]
+        z = torch.nn.functional.elu(z)
+        if w.factor is not None:
+            z = z * w.factor
+        z = tap(z)
+        read.append(z)
+        through = None if w.residual is None else state
+        state = plain_out(z, w.out_values.view(-1, form.channels), w.out_bias, through, w.residual, plan)
+    return state, read
+
+
+class Inside:
+    """The captures inside a stack that ran as one operation, computed again when somebody reads them.
+
+    What is read is made of the stack's inputs, so what is computed from it has its gradients there; and the
+    stack's backward pass adds to ``grad``, where it is retained, what the output passes back to it.
+    """
+
+    def __init__(self, state: Tensor, flat: Sequence[Tensor | None], form: Form, plan: Plan) -> None:
+        self._state, self._flat, self._form, self._plan = state, flat, form, plan
+        self._versions = self._now()
+        self._made: list[Tensor] | None = None
+
+    def _now(self) -> list[int | None]:
+        return [None if t is None else t._version for t in (self._state, *self._flat)]
+
+    def read(self, block: int) -> tuple[Tensor, Tensor] | None:
+        """(B, N*C) before the norm and as ``lin_out`` reads it; None once a weight has changed."""
+        if self._made is None:
+            if self._versions != self._now():
+                return None
+            self._made = []
+            with torch.enable_grad():
+                plain_stack(self._state, self._flat, self._form, self._plan, self._made)
+        return self._made[2 * block], self._made[2 * block + 1]
+
+    def pass_back(self, grad: Tensor, read_grads: Sequence[Tensor | None]) -> None:
+        """Add to the retained gradients those of the stack's result and of what it gave aside."""
+        wanted = [k for k, t in enumerate(self._made or ()) if t.retains_grad]
+        if not wanted or self._made is None:
+            return
+        inside: list[Tensor] = []
+        with torch.enable_grad():
+            flat = [None if t is None else t.detach() for t in self._flat]
+            state = self._state.detach().requires_grad_()
+            result, read = plain_stack(state, flat, self._form, self._plan, inside)
+            outputs = [
+                (result, grad),
+                *((z, g) for z, g in zip(read, read_grads, strict=True) if g is not None),
+            ]
+            found = torch.autograd.grad(
+                [z for z, _ in outputs],
+                [inside[k] for k in wanted],
+                [g for _, g in outputs],
+                allow_unused=True,
+            )
+        for k, more in zip(wanted, found, strict=True):
+            kept = self._made[k]
+            if more is not None:
+                kept.grad = more if kept.grad is None else kept.grad + more
