@@ -106,7 +106,7 @@ def rank_main(rank, folder):
             first = start + (sizes[0] if rank else 0)
             mine = slice(first, first + sizes[rank])
             batches = list(zip(x[mine].split(7), y[mine].split(7), strict=True)) if sizes[rank] else []
-            counts.append(inferer.fit(batches, verbose=False, process_group=True))
+            counts.append(inferer.partial_fit(batches, verbose=False, process_group=True))
             start += sum(sizes)
         seen[key] = counts, inferer.n, tables(inferer)
 

@@ -35,7 +35,7 @@ ARROWS["app"] = set(ARROWS)
 # Modules that need more than their room: an edge is added by building and training the larger network.
 BUILDERS = {"models", "data", "train", "io.container"}
 MODULE_ARROWS = {"optim.staging": BUILDERS, "optim.complete": BUILDERS, "optim.verify": BUILDERS}
-LOOSE = {"_text", "_modes", "_progress"}
+LOOSE = {"_checks", "_text", "_modes", "_progress"}
 CORE = {
     "torch",
     "numpy",

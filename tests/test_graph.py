@@ -188,6 +188,106 @@ def test_copies_and_pickles(weighted):
 # -- what it refuses -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_copies_of_the_dictionaries_are_plain_and_can_be_edited(weighted):
+    graph = HeteroGraph(*parts(weighted))
+    before = copy.deepcopy(graph)
+    names = ["node_names_dict", "edge_index_dict", *(["edge_weight_dict"] if weighted else [])]
+    for name in names:
+        mine = getattr(graph, name)
+        for made in (copy.deepcopy(mine), copy.copy(mine), pickle.loads(pickle.dumps(mine)), mine.copy()):
+            assert type(made) is dict and list(made) == list(mine)
+            for key, value in made.items():
+                assert type(value) in (list, torch.Tensor)
+                if isinstance(value, list):
+                    value.append("new")
+                else:
+                    value += 1
+                made[key] = value
+        assert dict(mine).keys() == mine.keys()
+        dict(mine)[next(iter(mine))] = None
+        with pytest.raises(TypeError, match=rf"{name} of a HeteroGraph cannot be changed; edit"):
+            mine[next(iter(mine))] = None
+        with pytest.raises(TypeError, match="graph.with_edges"):
+            del mine[next(iter(mine))]
+    assert graph == before
+    edited = copy.deepcopy(graph.edge_index_dict)
+    edited[EDGE_TYPES[0]] = torch.zeros(2, 0, dtype=torch.long)
+    assert HeteroGraph(edited, copy.deepcopy(graph.node_names_dict), warn=False).edge_index_dict[
+        EDGE_TYPES[0]
+    ].shape == (2, 0)
+
+
+def edge_names(graph):
+    return {
+        etype: [
+            (graph.node_names_dict[etype[0]][u], graph.node_names_dict[etype[2]][v])
+            for u, v in index.t().tolist()
+        ]
+        for etype, index in graph.edge_index_dict.items()
+    }
+
+
+def small():
+    names = {"input": ["i", "x"], "function": ["a", "b", "x"], "output": ["o", "p"]}
+    index = {
+        ("function", "to", "function"): torch.tensor([[0, 1], [1, 2]]),
+        ("input", "to", "function"): torch.tensor([[0], [0]]),
+        ("function", "to", "output"): torch.tensor([[2], [0]]),
+    }
+    return HeteroGraph(index, names, warn=False)
+
+
+def test_edges_are_added_by_name_after_the_others():
+    graph = small()
+    more = graph.with_edges([("b", "a"), ("i", "b"), ("x", "p"), ("x", "a")])
+    function, into, out_of = EDGE_TYPES
+    assert edge_names(more) == {
+        function: [("a", "b"), ("b", "x"), ("b", "a"), ("x", "a")],  # x is a function node first
+        into: [("i", "a"), ("i", "b")],
+        out_of: [("x", "o"), ("x", "p")],
+    }
+    assert more.edge_weight_dict is None
+    assert graph == small()
+    assert more.without_edges([("x", "a"), ("b", "a"), ("x", "p"), ("i", "b")]) == graph
+    assert graph.with_edges([]) == graph == graph.without_edges([])
+
+
+def test_signs_of_added_edges():
+    graph = small()
+    signed = graph.with_edges([("b", "a"), ("i", "b")], signs=[-1, 1])
+    assert [w.tolist() for w in signed.edge_weight_dict.values()] == [[0, 0, -1], [0, 1], [0]]
+    more = signed.with_edges([("a", "p")])
+    assert [w.tolist() for w in more.edge_weight_dict.values()] == [[0, 0, -1], [0, 1], [0, 0]]
+    less = more.without_edges([("a", "b")])
+    assert less.edge_weight_dict[EDGE_TYPES[0]].tolist() == [0, -1]
+    assert edge_names(less)[EDGE_TYPES[0]] == [("b", "x"), ("b", "a")]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda g: g.with_edges([("a", "z")]), ValueError, "got the unknown name 'z'"),
+        (lambda g: g.with_edges([("a", "a")]), ValueError, r"got the self pair \('a', 'a'\)"),
+        (lambda g: g.with_edges([("a", "b")]), ValueError, r"\('a', 'b'\) exists or is given twice"),
+        (lambda g: g.with_edges([("b", "a")] * 2), ValueError, r"\('b', 'a'\) exists or is given twice"),
+        (lambda g: g.with_edges([("o", "a")]), ValueError, r"must lead from an input or .* got \('o', 'a'\)"),
+        (lambda g: g.with_edges([("i", "o")]), ValueError, r"must lead from an input or .* got \('i', 'o'\)"),
+        (lambda g: g.with_edges([("b", "a")], [1, 1]), ValueError, "one number per pair, got 2 for 1 pairs"),
+        (lambda g: g.with_edges([(0, 1)]), TypeError, r"name pairs, got the item \(0, 1\)"),
+        (lambda g: g.with_edges("ab"), TypeError, "name pairs, got 'ab'"),
+        (lambda g: g.without_edges([("b", "a")]), ValueError, r"\('b', 'a'\) does not exist"),
+        (lambda g: g.without_edges([("a", "b")] * 2), ValueError, r"each edge once, got \('a', 'b'\) twice"),
+        (lambda g: g.without_edges([("a", "z")]), ValueError, "unknown name 'z'"),
+    ],
+)
+def test_edits_that_cannot_be_made(change, error, message):
+    graph = small()
+    with pytest.raises(error, match=message):
+        change(graph)
+    assert graph == small()
+
+
 def changed(which, key, value):
     index, names, weight = parts(weighted=True)
     {"index": index, "names": names, "weight": weight}[which][key] = value

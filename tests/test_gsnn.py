@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from gsnn.models.GSNN import GSNN
 from gsnn.models.norms import NORMS
+from gsnn.simulate.scenarios import converging_tiers
 
 
 def make(seed=0, n_function=12, dtype=torch.float64, graph=None, **arguments):
@@ -522,3 +523,38 @@ def test_config_rebuilds_the_model():
     twin = GSNN(model.graph.edge_index_dict, model.graph.node_names_dict, **model.config).double()
     twin.load_state_dict(model.state_dict())
     assert torch.equal(twin.eval()(x), model.eval()(x))
+
+
+def test_numpy_integers_are_ints_and_e_counts_the_flat_edges():
+    graph = converging_tiers(3).partial
+    model = GSNN(
+        graph.edge_index_dict,
+        graph.node_names_dict,
+        channels=np.int64(4),
+        layers=np.int32(2),
+        node_mlp=True,
+        node_mlp_hidden=np.int64(5),
+    )
+    assert (model.channels, model.layers, type(model.channels)) == (4, 2, int)
+    edges = sum(index.shape[1] for index in graph.edge_index_dict.values())
+    assert model.E == edges + len(graph.node_names_dict["function"]) == model.edge_index.shape[1]
+    for name in ("channels", "layers"):
+        for bad in (np.float64(2.0), True, np.bool_(True), "2", 0):
+            with pytest.raises(ValueError, match=f"{name} must be a positive int, got "):
+                GSNN(graph.edge_index_dict, graph.node_names_dict, **{"channels": 2, "layers": 2, name: bad})
+
+
+@pytest.mark.parametrize("norm", ["none", "layer", "softmax"])
+def test_per_sample_jacobians_by_vmap(norm):
+    graph = converging_tiers(3).partial
+    torch.manual_seed(0)
+    model = (
+        GSNN(graph.edge_index_dict, graph.node_names_dict, channels=3, layers=3, norm=norm).double().eval()
+    )
+    x = torch.randn(5, len(graph.node_names_dict["input"]), dtype=torch.float64)
+    found = torch.func.vmap(torch.func.jacrev(lambda row: model(row[None])[0]))(x)
+    for row, jacobian in zip(x, found, strict=True):
+        want = torch.autograd.functional.jacobian(lambda v: model(v[None])[0], row)
+        torch.testing.assert_close(jacobian, want)
+    with pytest.raises(ValueError, match="x must not contain NaN"):
+        model(x * float("nan"))

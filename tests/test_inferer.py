@@ -248,15 +248,22 @@ def test_constant_nodes_have_no_correlation():
     assert table["corr"][~silent].notna().sum() > 40
 
 
-def test_fits_accumulate_until_reset():
+def test_partial_fits_add_up_and_a_fit_starts_anew():
     x, y = small_data()
     graph = small_graph()
     model = small_model(graph)
     mei = MagnitudeEdgeInferer(model, graph)
     assert mei.fit(batches(x[:40], y[:40]), verbose=False) == 40
-    assert mei.fit(batches(x[40:], y[40:]), verbose=False) == 50
+    assert mei.partial_fit(batches(x[40:], y[40:]), verbose=False) == 50
     assert mei.n == 90
     pd.testing.assert_frame_equal(mei.evaluate(), fitted(x, y).evaluate(), rtol=1e-9, atol=1e-11)
+    for _ in range(2):
+        assert mei.fit(batches(x, y), verbose=False) == 90
+        assert mei.n == 90
+        pd.testing.assert_frame_equal(mei.evaluate(), fitted(x, y).evaluate())
+    with pytest.raises(ValueError, match="at least one sample"):
+        mei.fit([], verbose=False)
+    pd.testing.assert_frame_equal(mei.evaluate(), fitted(x, y).evaluate())
     mei.reset_stats()
     assert mei.n == 0
     with pytest.raises(RuntimeError, match="call fit"):
@@ -292,7 +299,7 @@ def test_fewer_samples_than_nodes(score, monkeypatch):
     pd.testing.assert_frame_equal(few, full.groupby("dst_idx").head(2).reset_index(drop=True))
     mei._seen = as_moments(mei._seen)
     pd.testing.assert_frame_equal(mei.evaluate(score=score), full, rtol=1e-10, atol=1e-10)
-    assert mei.fit(batches(x[8:], y[8:]), verbose=False) == 82
+    assert mei.partial_fit(batches(x[8:], y[8:]), verbose=False) == 82
     pd.testing.assert_frame_equal(mei.evaluate(), fitted(x, y).evaluate(), rtol=1e-9, atol=1e-11)
 
 

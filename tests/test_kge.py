@@ -432,7 +432,11 @@ def test_progress_goes_to_stderr_and_only_when_wanted(mei, capsys):
         ({"edges": "mined"}, ValueError, "edges must be one of 'joint', 'inferred', 'true', got 'mined'"),
         ({"fdr_alpha": 0.0}, ValueError, r"fdr_alpha must be in \(0, 1\], got 0.0"),
         ({"fdr_alpha": np.nan}, ValueError, r"fdr_alpha must be in \(0, 1\], got nan"),
-        ({"top_k_per_target": 0}, ValueError, "top_k_per_target must be a positive int, got 0"),
+        (
+            {"top_k_per_target": 0, "mining_strategy": "topk_per_target"},
+            ValueError,
+            "top_k_per_target must be a positive int, got 0",
+        ),
         ({"walks_per_node": 1.5}, ValueError, "walks_per_node must be a positive int, got 1.5"),
         ({"walk_length": 1}, ValueError, "walk_length must be an int of at least 2, got 1"),
         ({"window_size": 0}, ValueError, "window_size must be a positive int, got 0"),
@@ -503,3 +507,42 @@ def test_nothing_to_walk(mei):
     kge.pos_tails = torch.tensor([0, N])
     with pytest.raises(ValueError, match=rf"pos_heads and pos_tails must be in \[0, {N}\)"):
         kge._build_adjacency()
+
+
+def test_options_count_only_where_they_are_used(mei):
+    plain = MagnitudeEdgeKGE(mei, mining_strategy="fdr", fdr_alpha=0.3)
+    other = MagnitudeEdgeKGE(mei, mining_strategy="fdr", fdr_alpha=0.3, top_k_per_target=0)
+    assert torch.equal(plain.pos_mask, other.pos_mask)
+    few = {"mining_strategy": "topk_per_target", "top_k_per_target": np.int64(2)}
+    assert torch.equal(
+        MagnitudeEdgeKGE(mei, fdr_alpha=7.0, **few).pos_mask, MagnitudeEdgeKGE(mei, **few).pos_mask
+    )
+    MagnitudeEdgeKGE(mei, walk_corr_weighted=False, walk_alpha=-1.0)
+
+
+def test_numpy_integers_are_ints(mei):
+    small = {"embedding_dim": 4, "walks_per_node": 2, "walk_length": 3, "window_size": 2, "n_negatives": 1}
+    kge = MagnitudeEdgeKGE(mei, **{name: np.int64(value) for name, value in small.items()})
+    history = kge.fit(n_epochs=np.int64(2), batch_size=np.int32(64), seed=np.int64(1), verbose=False)
+    same = MagnitudeEdgeKGE(mei, **small)
+    assert history == same.fit(n_epochs=2, batch_size=64, seed=1, verbose=False)
+    assert torch.equal(kge.embedding, same.embedding)
+
+
+def test_a_protocol_that_leaks_says_so(mei):
+    """Edges that alone are never negatives stand out, true or random: warned of, not measured here."""
+    t = mei.evaluate()
+    t = t[~t.has_edge]
+    missing = list(zip(t.src_func, t.dst_func, strict=True))
+    chosen, others = missing[:4], missing[4:30]
+    leaky = MagnitudeEdgeKGE(mei, exclude_edges=chosen, mining_strategy="topk_per_target")
+    with pytest.warns(UserWarning, match="all 4 validation_edges are exclude_edges: they alone were never"):
+        leaky.fit(n_epochs=1, validation_edges=chosen, verbose=False)
+    with pytest.warns(UserWarning, match="all 2 positive_edges are exclude_edges"):
+        leaky.evaluate_against(chosen[:2])
+    # Every warning is an error here: these calls are no leak.
+    leaky.fit(n_epochs=1, validation_edges=[*chosen, others[0]], verbose=False)
+    leaky.evaluate_against([*chosen, others[0]])
+    honest = MagnitudeEdgeKGE(mei, mining_strategy="topk_per_target")
+    honest.fit(n_epochs=1, validation_edges=chosen, verbose=False)
+    honest.evaluate_against(chosen)

@@ -109,7 +109,7 @@ def test_columns_follow_the_given_lists():
     assert np.array_equal(y1, y2[:, ::-1])
 
 
-@pytest.mark.parametrize("draw", [simulate, functools.partial(simulate_sde, t_end=1)])
+@pytest.mark.parametrize("draw", [simulate, functools.partial(simulate_sde, t_final=1)])
 def test_seeds(draw):
     arguments = (small(), 6, 2, ["i", "j"], ["y"])
     same = lambda one, two: all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))  # noqa: E731
@@ -467,7 +467,7 @@ def test_linear_sde_has_the_stationary_covariance_of_its_lyapunov_equation():
     continuous = scipy.linalg.solve_continuous_lyapunov(A - np.eye(5), -(noise**2) * np.eye(5))
     assert np.abs(around / continuous - 1)[:4, :4].max() < 0.5  # and no other matrix altogether
     response = np.linalg.solve(np.eye(5) - A, drive)
-    x, _, y, _ = simulate_sde(G, n, 0, ["i"], nodes, noise_scale=noise, seed=0, dt=dt, t_end=30)
+    x, _, y, _ = simulate_sde(G, n, 0, ["i"], nodes, noise_scale=noise, seed=0, dt=dt, t_final=30)
     sigma = around + np.outer(response, response)
     error = np.sqrt((sigma**2 + np.outer(np.diag(sigma), np.diag(sigma))) / n)
     assert np.all(np.abs(np.cov(y.T) - sigma) < 5 * error)
@@ -486,7 +486,7 @@ def test_sde_without_noise_settles_where_the_equations_do():
         noise_scale=0,
         special_functions=special,
         seed=0,
-        t_end=80,
+        t_final=80,
     )
     a, b, c, out, free = y.T
     np.testing.assert_allclose(a, x[:, 0] + 0.8 * c, atol=1e-9)
@@ -502,7 +502,7 @@ def test_sde_steps_are_those_of_euler_and_maruyama():
     for _ in range(3):  # 0.75 in steps of 0.25
         dw = normal((2, n)) * math.sqrt(dt)
         a, y = a + dt * (i - a) + 0.3 * dw[0], y + dt * (a - y) + 0.3 * dw[1]
-    got = simulate_sde(G, 4, 1, ["i"], ["a", "y"], noise_scale=0.3, seed=2, dt=dt, t_end=0.75)
+    got = simulate_sde(G, 4, 1, ["i"], ["a", "y"], noise_scale=0.3, seed=2, dt=dt, t_final=0.75)
     np.testing.assert_allclose(got[0][:, 0], i[:4])
     np.testing.assert_allclose(got[2], np.stack([a, y], axis=1)[:4])
     np.testing.assert_allclose(got[3], np.stack([a, y], axis=1)[4:])
@@ -511,9 +511,9 @@ def test_sde_steps_are_those_of_euler_and_maruyama():
 def test_sde_evaluates_special_functions_as_the_linear_part_does():
     special = {"b": lambda p: 0.9 * p[0], "c": lambda p: -0.5 * float(p[0]), "a": lambda p: p[0] + 0.8 * p[1]}
     arguments = (ring(), 30, 2, ["i"], ["y", "a"])
-    plain = simulate_sde(*arguments, seed=1, t_end=3)
+    plain = simulate_sde(*arguments, seed=1, t_final=3)
     for part, expected in zip(
-        simulate_sde(*arguments, special_functions=special, seed=1, t_end=3), plain, strict=True
+        simulate_sde(*arguments, special_functions=special, seed=1, t_final=3), plain, strict=True
     ):
         np.testing.assert_allclose(part, expected, rtol=1e-10, atol=1e-12)
 
@@ -523,7 +523,7 @@ def test_sde_that_grows_without_bound_names_the_node():
     with pytest.raises(
         FloatingPointError, match=r"the state of node 'fast' grows without bound by t = [0-9.]+"
     ):
-        simulate_sde(G, 3, 0, ["i"], ["slow"], signed_edges={("fast", "fast"): 40}, seed=0, t_end=100)
+        simulate_sde(G, 3, 0, ["i"], ["slow"], signed_edges={("fast", "fast"): 40}, seed=0, t_final=100)
 
 
 @pytest.mark.parametrize(
@@ -531,8 +531,8 @@ def test_sde_that_grows_without_bound_names_the_node():
     [
         ({"dt": 0}, "dt must be a positive number, got 0"),
         ({"dt": np.nan}, "dt must be a positive number, got nan"),
-        ({"t_end": -1.0}, "t_end must be a positive number, got -1.0"),
-        ({"dt": 2, "t_end": 1}, "dt must be at most t_end = 1, got 2"),
+        ({"t_final": -1.0}, "t_final must be a positive number, got -1.0"),
+        ({"dt": 2, "t_final": 1}, "dt must be at most t_final = 1, got 2"),
     ],
 )
 def test_sde_refuses_times(times, message):

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from gsnn.data.tables import Data
-from gsnn.graph.container import EDGE_TYPES
 from gsnn.graph.depth import default_layers
 from gsnn.models.GSNN import GSNN
 
@@ -48,8 +47,6 @@ def settle(data: Data, options: Options) -> Options:
         n_groups, needed = data.groups.nunique(), max(options.folds, 2)
         if n_groups < needed:
             raise ValueError(f"groups must have at least {needed} labels to split by, got {n_groups}")
-    if data.graph.edge_index_dict[EDGE_TYPES[0]].shape[1] == 0:
-        raise ValueError("the graph must have at least one function -> function edge, got none")
     layers = default_layers(data.graph) if options.layers is None else options.layers
     if layers < 2:
         raise ValueError(f"layers must be at least 2, as edges are inferred between layers, got {layers}")

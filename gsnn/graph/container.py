@@ -7,15 +7,17 @@ Input nodes only feed values in, output nodes only read them, and everything bet
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
 
 from gsnn._text import some_names
+from gsnn.graph import edits
+from gsnn.graph.types import EDGE_TYPES, NODE_TYPES, EdgeType, edge_type_label
+from gsnn.graph.views import DictView, FrozenList
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -23,52 +25,9 @@ if TYPE_CHECKING:
     import networkx as nx
     import pandas as pd
 
-EdgeType: TypeAlias = tuple[str, str, str]
-
-#: Edge types in the order of the flat graph.
-EDGE_TYPES: tuple[EdgeType, ...] = (
-    ("function", "to", "function"),
-    ("input", "to", "function"),
-    ("function", "to", "output"),
-)
-#: Node types in the order of the flat graph.
-NODE_TYPES: tuple[str, ...] = ("function", "input", "output")
-
 
 class GraphWarning(UserWarning):
     """A graph is legal but has nodes that can never take part, such as an output that nothing feeds."""
-
-
-class FrozenList(list[str]):
-    """A list of names that refuses to change. Equal to, and usable as, the plain list of the same names."""
-
-    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise TypeError("the node names of a HeteroGraph cannot be changed; take a copy with list(names)")
-
-    append = clear = extend = insert = pop = remove = reverse = sort = _refuse
-    __setitem__ = __delitem__ = __iadd__ = __imul__ = _refuse
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return FrozenList, (list(self),)
-
-
-class _TensorView(Mapping[EdgeType, torch.Tensor]):
-    """Read-only mapping that hands out copies, because torch has no read-only tensors."""
-
-    def __init__(self, tensors: dict[EdgeType, torch.Tensor]):
-        self._tensors = tensors
-
-    def __getitem__(self, key: EdgeType) -> torch.Tensor:
-        return self._tensors[key].clone()
-
-    def __iter__(self) -> Iterator[EdgeType]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-    def __repr__(self) -> str:
-        return repr(self._tensors)
 
 
 class HeteroGraph:
@@ -134,17 +93,46 @@ class HeteroGraph:
     @property
     def edge_index_dict(self) -> Mapping[EdgeType, torch.Tensor]:
         """Edge type -> LongTensor (2, n), a fresh copy at each look-up."""
-        return _TensorView(self._edge_index)
+        return DictView("edge_index_dict", self._edge_index)
 
     @property
     def node_names_dict(self) -> Mapping[str, FrozenList]:
         """Node type -> list of names."""
-        return MappingProxyType(self._node_names)
+        return DictView("node_names_dict", self._node_names)
 
     @property
     def edge_weight_dict(self) -> Mapping[EdgeType, torch.Tensor] | None:
         """Edge type -> float tensor (n,), a fresh copy at each look-up; None for a graph without weights."""
-        return None if self._edge_weight is None else _TensorView(self._edge_weight)
+        return None if self._edge_weight is None else DictView("edge_weight_dict", self._edge_weight)
+
+    def with_edges(
+        self, pairs: Iterable[tuple[str, str]], signs: Iterable[float] | None = None
+    ) -> HeteroGraph:
+        """A new graph with further edges, each after those of its type.
+
+        Args:
+            pairs: (source name, target name). A name that stands in several types is the function node; so a
+                pair becomes function -> function where it can, else input -> function or function -> output.
+            signs: one number per pair, its weight in the new graph, such as 1 or -1. Where only some edges
+                have a weight (a weighted graph without ``signs``, or the reverse) the others get 0, unknown.
+
+        Raises:
+            TypeError: no pairs of names.
+            ValueError: an unknown name, a pair that no edge type allows, a self pair, an edge that exists or
+                is given twice, or another number of signs than of pairs; each is named.
+        """
+        index, weight = edits.added(self._edge_index, self._edge_weight, self._node_names, pairs, signs)
+        return HeteroGraph(index, self._node_names, weight, warn=False)
+
+    def without_edges(self, pairs: Iterable[tuple[str, str]]) -> HeteroGraph:
+        """A new graph that lacks the edges ``pairs``, (source name, target name) as in :meth:`with_edges`.
+
+        Raises:
+            TypeError: no pairs of names.
+            ValueError: an unknown name, or an edge that does not exist or is given twice; each is named.
+        """
+        index, weight = edits.removed(self._edge_index, self._edge_weight, self._node_names, pairs)
+        return HeteroGraph(index, self._node_names, weight, warn=False)
 
     def _refuse(self, name: str, *value: Any) -> NoReturn:
         raise AttributeError(f"a HeteroGraph cannot be changed once built (tried to change {name!r})")
@@ -293,11 +281,6 @@ def as_graph(data: Any, *, warn: bool = True) -> HeteroGraph:
                 ) from None
     weights = found.get("edge_weight_dict") or None
     return HeteroGraph(found["edge_index_dict"], found["node_names_dict"], weights, warn=warn)
-
-
-def edge_type_label(etype: EdgeType) -> str:
-    """``('input', 'to', 'function')`` as the text ``'input->function'`` that tables use."""
-    return f"{etype[0]}->{etype[2]}"
 
 
 def _host(tensor: torch.Tensor) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint as recompute
 
+from gsnn._checks import whole
 from gsnn._modes import evaluation_mode
 from gsnn._text import some_names
 from gsnn.captures import Captures
@@ -65,6 +66,7 @@ class GSNN(torch.nn.Module):
         config: the constructor's arguments but for the graph.
         edge_index: (2, E) flat edges; nodes ordered function, input, output; edges function ->
             function, input -> function, function -> output, then the self edges.
+        E: number of flat edges.
         num_nodes, homo_names: number and names of the flat nodes.
         input_node_mask, output_node_mask: (num_nodes,) bool.
         function_edge_mask, input_edge_mask, output_edge_mask: (E,) bool; self edges are function edges.
@@ -105,17 +107,12 @@ class GSNN(torch.nn.Module):
         affine: bool = True,
         backend: str = "bucketed",
     ) -> None:
+        channels, layers = whole("channels", channels), whole("layers", layers)
+        node_mlp_hidden = whole("node_mlp_hidden", node_mlp_hidden)
         config = dict(locals())
         for name in ("self", "edge_index_dict", "node_names_dict", "__class__"):
             del config[name]
         super().__init__()
-        for name, number in (
-            ("channels", channels),
-            ("layers", layers),
-            ("node_mlp_hidden", node_mlp_hidden),
-        ):
-            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise ValueError(f"{name} must be a positive int, got {number!r}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")
         if norm not in NORMS:
@@ -178,6 +175,11 @@ class GSNN(torch.nn.Module):
         self.ResBlocks = torch.nn.ModuleList(blocks)
 
     grown = grown
+
+    @property
+    def E(self) -> int:
+        """How many flat edges there are, self edges included."""
+        return int(self.edge_index.shape[1])
 
     @property
     def _blocks(self) -> list[ResBlock]:
@@ -279,15 +281,14 @@ class GSNN(torch.nn.Module):
         )
 
     def _check_input(self, x: torch.Tensor) -> None:
-        n_input = len(self.graph.node_names_dict["input"])
-        if x.ndim != 2 or x.shape[1] != n_input:
+        names = self.graph.node_names_dict["input"]
+        if x.ndim != 2 or x.shape[1] != len(names):
             raise ValueError(
-                f"x must have shape (B, {n_input}), one column per input node, got {tuple(x.shape)}"
+                f"x must have shape (B, {len(names)}), one column per input node, got {tuple(x.shape)}"
             )
         if x.dtype != self._dtype:
             raise TypeError(f"x must have the model's dtype {self._dtype}, got {x.dtype}")
-        if not torch.compiler.is_compiling() and x.device.type == "cpu" and bool(x.isnan().any()):
-            names = self.graph.node_names_dict["input"]
+        if x.device.type == "cpu" and not _traced() and bool(x.isnan().any()):
             columns = [names[column] for column in x.isnan().any(0).nonzero().flatten().tolist()]
             raise ValueError(
                 f"x must not contain NaN, got it in {len(columns)} columns: {some_names(columns)}"
@@ -384,3 +385,8 @@ class _Repeating(contextlib.AbstractContextManager[None]):
     def __exit__(self, *error: Any) -> None:
         self._found.__exit__(*error)
         self._block.norm.updates_statistics = True
+
+
+def _traced() -> bool:
+    """While compiling, and under the transforms of ``torch.func``, values cannot be looked at."""
+    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None

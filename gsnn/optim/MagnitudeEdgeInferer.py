@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gsnn._modes import evaluation_mode
 from gsnn._progress import progress
-from gsnn.optim.batch_scale import BatchScale, Crit
+from gsnn.optim.batch_scale import BatchScale, Crit, device_of, dtype_of, unpack
 from gsnn.optim.edge_table import (
     KeptEdges,
     check_missing,
@@ -65,7 +65,7 @@ class MagnitudeEdgeInferer:
     Raises
     ------
     TypeError, ValueError : what `LayerCaptures` and the graph refuse: `checkpoint=True`, one layer, no
-        captures, other function nodes than the graph's, no function -> function edge; an unknown reduction
+        captures, other function nodes than the graph's; an unknown reduction
 
     Memory: 16 P N min(n, N) bytes for the statistics: the magnitudes themselves while there are fewer samples
     than function nodes, their moments from then on. `evaluate(top_k=k)` adds 16 N^2 bytes to it. They are
@@ -107,7 +107,7 @@ class MagnitudeEdgeInferer:
         verbose: bool = True,
         process_group: Any = None,
     ) -> int:
-        """Accumulate the statistics of every sample of `dataloader`; a second call adds to the first.
+        """Take the statistics of every sample of `dataloader`, in place of any that were taken before.
 
         The model runs in eval mode, one forward and one backward pass per batch. Its mode, its parameters'
         `.grad` and its captures are left as they were, also when something fails, and then the statistics
@@ -142,25 +142,56 @@ class MagnitudeEdgeInferer:
             over samples, an activation or gradient is not finite, or there was no sample
         RuntimeError : the fit failed on another rank, or `process_group` is none that can be used
         """
+        seen, eps = self._statistics(dataloader, crit, device, verbose, process_group)
+        # Only a pass that has gone through takes the place of what was there.
+        self._seen, self._eps = seen, eps
+        return seen.n
+
+    def partial_fit(
+        self,
+        dataloader: Iterable[Any],
+        crit: Crit | None = None,
+        device: torch.device | str | None = None,
+        verbose: bool = True,
+        process_group: Any = None,
+    ) -> int:
+        """Add the samples of `dataloader` to those seen; arguments, result and errors as in `fit`.
+
+        Meant for data that comes in parts. The weights must not have changed since the first part, as the
+        statistics would then be of two models.
+        """
+        seen, eps = self._statistics(dataloader, crit, device, verbose, process_group)
+        count = seen.n
+        self._seen = seen if self._seen is None else joined(self._seen, seen)
+        self._eps = max(self._eps, eps)
+        return count
+
+    def _statistics(
+        self,
+        dataloader: Iterable[Any],
+        crit: Crit | None,
+        device: torch.device | str | None,
+        verbose: bool,
+        process_group: Any,
+    ) -> tuple[Statistics, float]:
+        """Those of one pass, by all ranks together, and the coarsest machine precision of the captures."""
         group = group_of(process_group)
-        home = _device_of(self.model)
+        home = device_of(self.model)
         away = home if device is None else torch.device(device)
         seen: Statistics | None = None
+        eps = 0.0
         failure: Exception | None = None
         try:
-            seen = self._pass_over(dataloader, crit, home, away, verbose)
+            seen, eps = self._pass_over(dataloader, crit, home, away, verbose)
         except Exception as error:
             if group is None:
                 raise
             failure = error  # the other ranks are waiting to hear of it
         if group is not None:
-            seen, self._eps = merged_fit(seen, self._eps, failure, self.n_pairs, self.N, away, group)
+            seen, eps = merged_fit(seen, eps, failure, self.n_pairs, self.N, away, group)
         if seen is None:
             raise ValueError("dataloader must yield at least one sample with a measured output, got none")
-        # Only a pass that has gone through is added to what was there.
-        count = seen.n
-        self._seen = seen if self._seen is None else joined(self._seen, seen)
-        return count
+        return seen, eps
 
     def _pass_over(
         self,
@@ -169,9 +200,9 @@ class MagnitudeEdgeInferer:
         home: torch.device,
         away: torch.device,
         verbose: bool,
-    ) -> Statistics | None:
-        """The statistics of the samples of `dataloader`, None if it has none."""
-        collector = Collector()
+    ) -> tuple[Statistics | None, float]:
+        """The statistics of `dataloader`, None if it has no sample, and the captures' machine precision."""
+        collector, eps = Collector(), 0.0
         scale_of = BatchScale(crit)
         with ExitStack() as stack:
             if away != home:
@@ -181,14 +212,16 @@ class MagnitudeEdgeInferer:
             stack.enter_context(self._captures.recording())
             stack.enter_context(torch.enable_grad())
             for number, batch in enumerate(progress(dataloader, "samples", verbose)):
-                collector.add(*self._magnitudes(batch, away, scale_of, number))
-        return collector.result()
+                x, y, precision = self._magnitudes(batch, away, scale_of, number)
+                collector.add(x, y)
+                eps = max(eps, precision)
+        return collector.result(), eps
 
     def _magnitudes(
         self, batch: Any, device: torch.device, scale_of: BatchScale, number: int
-    ) -> tuple[Tensor, Tensor]:
-        """x = ||z^p|| and y = ||g^(p+1)|| of one batch, both (P, B, N) in float64."""
-        inputs, target = _unpack(batch, device, _dtype_of(self.model))
+    ) -> tuple[Tensor, Tensor, float]:
+        """x = ||z^p|| and y = ||g^(p+1)|| of one batch, both (P, B, N) in float64, and z's precision."""
+        inputs, target = unpack(batch, device, dtype_of(self.model))
         # The captures must be on the autograd graph even if every parameter is frozen.
         prediction = self.model(inputs.detach().requires_grad_())
         captured = self._captures.tensors()
@@ -199,7 +232,6 @@ class MagnitudeEdgeInferer:
                 "crit must return a loss that depends on the model's output, got one without a gradient"
             )
         grads = torch.autograd.grad(loss, needed, allow_unused=True)
-        self._eps = max(self._eps, *(torch.finfo(t.dtype).eps for t in captured))
         x = torch.stack([self._norm(t.detach()) for t in captured[:-1]])
         y = torch.stack(
             [self._norm(t.new_zeros(t.shape) if g is None else g) for g, t in zip(grads, needed, strict=True)]
@@ -214,7 +246,7 @@ class MagnitudeEdgeInferer:
                 )
         if keep is not None:
             x, y = x[:, keep], y[:, keep]
-        return x, y * scale
+        return x, y * scale, max(torch.finfo(t.dtype).eps for t in captured)
 
     def _norm(self, captured: Tensor) -> Tensor:
         """(B, N*C) -> (B, N), in float64 so that tiny gradients neither underflow nor lose digits."""
@@ -359,25 +391,3 @@ class MagnitudeEdgeInferer:
         See :func:`gsnn.optim.edge_table.rank_in_targets`.
         """
         return rank_in_targets(res, positive_edges, score_col, top_k, filtered)
-
-
-def _unpack(batch: Any, device: torch.device, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
-    """The (x, y) of a batch on `device`, floating point ones in the model's dtype."""
-    parts = tuple(batch)[:2] if isinstance(batch, (tuple, list)) else ()
-    if len(parts) < 2 or not all(isinstance(part, Tensor) for part in parts):
-        got = f"a {type(batch).__name__}"
-        if isinstance(batch, (tuple, list)):
-            got += f" of {', '.join(type(part).__name__ for part in batch) or 'nothing'}"
-        raise TypeError(f"dataloader must yield (x, y) pairs of tensors, got {got}")
-    x, y = (part.to(device, dtype if part.is_floating_point() else None) for part in parts)
-    return x, y
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
-
-
-def _dtype_of(model: nn.Module) -> torch.dtype | None:
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gsnn._checks import non_negative, one_of, whole
+from gsnn._checks import positive as check_positive
 from gsnn._progress import ProgressBar
-from gsnn.optim.edge_table import all_pairs, check_missing, check_top_k, edge_table, judge, rank_in_targets
+from gsnn.optim.edge_table import (
+    Pair,
+    all_pairs,
+    check_missing,
+    check_top_k,
+    edge_table,
+    judge,
+    rank_in_targets,
+)
 from gsnn.optim.MagnitudeEdgeInferer import MagnitudeEdgeInferer
 from gsnn.optim.mining import STRATEGIES, MinedEdges, mask_of
 from gsnn.optim.skip_gram import NO_CONTEXT, train_epoch
@@ -113,32 +124,27 @@ class MagnitudeEdgeKGE(nn.Module):
         super().__init__()
         if not isinstance(mei, MagnitudeEdgeInferer):
             raise TypeError(f"mei must be a MagnitudeEdgeInferer, got {type(mei).__name__}")
-        counts = {
-            "embedding_dim": embedding_dim,
-            "top_k_per_target": top_k_per_target,
-            "walks_per_node": walks_per_node,
-            "window_size": window_size,
-            "n_negatives": n_negatives,
-        }
-        for name, value in counts.items():
-            _check_count(name, value)
-        _check_count("walk_length", walk_length, at_least=2)
+        embedding_dim = whole("embedding_dim", embedding_dim)
+        walks_per_node = whole("walks_per_node", walks_per_node)
+        window_size = whole("window_size", window_size)
+        n_negatives = whole("n_negatives", n_negatives)
+        walk_length = whole("walk_length", walk_length, at_least=2)
         if directed and embedding_dim % 2:
             raise ValueError(
                 "embedding_dim must be even with directed=True, half of it is for sources and half for "
                 f"targets; got {embedding_dim}"
             )
-        if mining_strategy not in STRATEGIES:
-            raise ValueError(f"mining_strategy must be one of {_listed(STRATEGIES)}, got {mining_strategy!r}")
-        if edges not in EDGES:
-            raise ValueError(f"edges must be one of {_listed(EDGES)}, got {edges!r}")
-        if not 0 < fdr_alpha <= 1:
+        one_of("mining_strategy", mining_strategy, STRATEGIES)
+        one_of("edges", edges, EDGES)
+        # An option counts only where it is used: fdr with top_k_per_target=0 is a published call.
+        if mining_strategy == "topk_per_target":
+            top_k_per_target = whole("top_k_per_target", top_k_per_target)
+        elif not 0 < fdr_alpha <= 1:
             raise ValueError(f"fdr_alpha must be in (0, 1], got {fdr_alpha!r}")
-        if not (lr > 0 and math.isfinite(lr)):
-            raise ValueError(f"lr must be a positive number, got {lr!r}")
-        for name, number in (("walk_alpha", walk_alpha), ("weight_decay", weight_decay)):
-            if not (number >= 0 and math.isfinite(number)):
-                raise ValueError(f"{name} must be a non-negative number, got {number!r}")
+        check_positive("lr", lr)
+        non_negative("weight_decay", weight_decay)
+        if walk_corr_weighted:
+            non_negative("walk_alpha", walk_alpha)
         if kept_edge_weight is not None and not (kept_edge_weight > 0 and math.isfinite(kept_edge_weight)):
             raise ValueError(f"kept_edge_weight must be None or a positive number, got {kept_edge_weight!r}")
 
@@ -151,6 +157,7 @@ class MagnitudeEdgeKGE(nn.Module):
         if isinstance(exclude_edges, Iterable) and not isinstance(exclude_edges, str):
             exclude_edges = list(exclude_edges)
         excluded = [] if exclude_edges == [] else check_missing(exclude_edges, self.kept, "exclude_edges")
+        self._excluded = frozenset(excluded)
         unknown = mask_of(self.kept, excluded)
         self._mined = MinedEdges.of(
             mei, score, layer_agg, mining_strategy, fdr_alpha, top_k_per_target, unknown
@@ -229,11 +236,12 @@ class MagnitudeEdgeKGE(nn.Module):
         'train_loss', the mean over the epoch's contexts, each with its negatives, and, given validation
         edges, 'val_auc': one number per epoch. The last state stays; `load_best` goes to the best.
         """
-        _check_count("n_epochs", n_epochs)
-        _check_count("batch_size", batch_size)
+        n_epochs, batch_size = whole("n_epochs", n_epochs), whole("batch_size", batch_size)
         positive = None
         if validation_edges is not None:
-            positive = mask_of(self.kept, check_missing(validation_edges, self.kept, "validation_edges"))
+            pairs = check_missing(validation_edges, self.kept, "validation_edges")
+            self._warn_of_a_leak(pairs, "validation_edges")
+            positive = mask_of(self.kept, pairs)
             pool = ~(self.kept.mask | np.eye(self.N, dtype=bool))
             if positive.sum() == pool.sum():
                 raise ValueError("validation_edges must leave at least one missing pair, got them all")
@@ -270,6 +278,16 @@ class MagnitudeEdgeKGE(nn.Module):
         self.embedding.grad = None
         self.fitted.fill_(True)
         return history
+
+    def _warn_of_a_leak(self, pairs: list[Pair], argument: str) -> None:
+        """Edges that were excluded are neither learnt nor drawn as negatives, and stand out by that alone."""
+        if self._excluded.issuperset(pairs):
+            warnings.warn(
+                f"all {len(pairs)} {argument} are exclude_edges: they alone were never negatives, which sets "
+                "them apart, true or not, so the figures mean nothing. Exclude none, or exclude ten times as "
+                "many random missing pairs with them and rank within these",
+                stacklevel=3,
+            )
 
     def _pairs(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Centres and contexts of one epoch's walks, in random order.
@@ -360,9 +378,11 @@ class MagnitudeEdgeKGE(nn.Module):
         Returns a dict: `auc` and `average_precision` of the positives against all other pairs that are
         neither kept edges nor self (`n_negatives`), then `n_positives`, `mrr` and `top@k` of the rank of each
         source among all sources of its target: raw, or `filtered` of the target's other known sources.
-        `fuse` as in `evaluate`.
+        `fuse` as in `evaluate`. Warns (UserWarning) when all positives are `exclude_edges`, as they then
+        stand out whether they are true or not; `fit` does the same for its validation edges.
         """
         pairs = check_missing(positive_edges, self.kept)
+        self._warn_of_a_leak(pairs, "positive_edges")
         ks = check_top_k(top_k)
         return judge(self.evaluate(fuse=fuse), self.kept, pairs, "score", ks, filtered)
 
@@ -379,13 +399,3 @@ class MagnitudeEdgeKGE(nn.Module):
         See :func:`gsnn.optim.edge_table.rank_in_targets`.
         """
         return rank_in_targets(res, positive_edges, score_col, top_k, filtered)
-
-
-def _check_count(name: str, value: Any, at_least: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < at_least:
-        kind = "a positive int" if at_least == 1 else f"an int of at least {at_least}"
-        raise ValueError(f"{name} must be {kind}, got {value!r}")
-
-
-def _listed(options: tuple[str, ...]) -> str:
-    return ", ".join(map(repr, options))

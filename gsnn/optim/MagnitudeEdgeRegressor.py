@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gsnn._checks import whole
 from gsnn.optim.edge_table import (
     KeptEdges,
     all_pairs,
@@ -100,7 +101,7 @@ class MagnitudeEdgeRegressor(nn.Module):
     Raises
     ------
     TypeError, ValueError : an option out of its range, and what `LayerCaptures` and the graph refuse:
-        `checkpoint=True`, one layer, no captures, other function nodes, no function -> function edge
+        `checkpoint=True`, one layer, no captures, other function nodes than the graph's
     """
 
     running_mean: Tensor
@@ -133,7 +134,7 @@ class MagnitudeEdgeRegressor(nn.Module):
             _check_number(name, value, "a non-negative number", lambda v: 0 <= v < float("inf"))
         _check_number("dropout", dropout, "in [0, 1)", lambda v: 0 <= v < 1)
         _check_number("ema_momentum", ema_momentum, "in (0, 1]", lambda v: 0 < v <= 1)
-        _check_number("window", window, "a positive int", lambda v: v >= 1 and isinstance(v, int))
+        window = whole("window", window)
         self.kept = KeptEdges.of(data)
         self._captures = LayerCaptures(model, self.kept.names, use_pre_norm)
         object.__setattr__(self, "model", model)  # past nn.Module, which would register it as a submodule

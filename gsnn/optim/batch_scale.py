@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,3 +60,27 @@ class BatchScale:
             "crit must be a mean or a sum over samples, got a loss whose gradient is multiplied by "
             f"{ratio:.3g} when every sample is given twice"
         )
+
+
+def unpack(batch: Any, device: torch.device, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
+    """The (x, y) of a batch on `device`, floating point ones in the model's dtype."""
+    parts = tuple(batch)[:2] if isinstance(batch, (tuple, list)) else ()
+    if len(parts) < 2 or not all(isinstance(part, Tensor) for part in parts):
+        got = f"a {type(batch).__name__}"
+        if isinstance(batch, (tuple, list)):
+            got += f" of {', '.join(type(part).__name__ for part in batch) or 'nothing'}"
+        raise TypeError(f"dataloader must yield (x, y) pairs of tensors, got {got}")
+    x, y = (part.to(device, dtype if part.is_floating_point() else None) for part in parts)
+    return x, y
+
+
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Where the model's tensors are; the CPU if it has none."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def dtype_of(model: torch.nn.Module) -> torch.dtype | None:
+    """The type of the model's first floating point parameter; None if it has none."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gsnn._checks import whole
 from gsnn._text import some_names
 from gsnn.graph.container import EDGE_TYPES, as_graph
 from gsnn.stats.ranking import auc, average_precision, hits, mrr, ranks
@@ -44,15 +45,10 @@ class KeptEdges:
 
     @classmethod
     def of(cls, data: Any) -> KeptEdges:
-        """From a graph container; an error if it has no function -> function edge."""
+        """From a graph container."""
         graph = as_graph(data, warn=False)
         names = list(graph.node_names_dict["function"])
         index = graph.edge_index_dict[EDGE_TYPES[0]].cpu().numpy()
-        if index.shape[1] == 0:
-            raise ValueError(
-                "data must have at least one function -> function edge, got none: without one, nothing "
-                "that a function node shows can depend on another"
-            )
         parents: dict[int, list[int]] = {j: [] for j in range(len(names))}
         for source, target in sorted(index.T.tolist()):
             parents[target].append(source)
@@ -66,6 +62,8 @@ class KeptEdges:
     def holds(self, source: Index, target: Index) -> NDArray[np.bool_]:
         """Whether each pair is a kept edge, for (R,) indices; takes no N x N memory, unlike `mask`."""
         codes = source * len(self.names) + target
+        if not len(self._codes):
+            return np.zeros(codes.shape, dtype=bool)
         at = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
         return self._codes[at] == codes
 
@@ -112,8 +110,8 @@ def edge_table(
     return pd.DataFrame(table)
 
 
-def check_edges(edges: Iterable[Any], names: Iterable[str], argument: str = "positive_edges") -> list[Pair]:
-    """`edges` as a list of (source name, target name); an error where they are not pairs of known nodes."""
+def check_pairs(edges: Iterable[Any], argument: str = "positive_edges") -> list[Pair]:
+    """`edges` as a list of at least one (source name, target name); an error where they are no pairs."""
     if isinstance(edges, (str, bytes)) or not isinstance(edges, Iterable):
         raise TypeError(f"{argument} must be (source, target) name pairs, got {edges!r}")
     pairs: list[Pair] = []
@@ -124,9 +122,12 @@ def check_edges(edges: Iterable[Any], names: Iterable[str], argument: str = "pos
         pairs.append((str(source), str(target)))
     if not pairs:
         raise ValueError(f"{argument} must hold at least one edge, got none")
-    if len(set(pairs)) < len(pairs):
-        twice = next(pair for k, pair in enumerate(pairs) if pair in pairs[:k])
-        raise ValueError(f"{argument} must hold each edge once, got {twice} twice")
+    return pairs
+
+
+def check_edges(edges: Iterable[Any], names: Iterable[str], argument: str = "positive_edges") -> list[Pair]:
+    """`check_pairs`, each pair once; an error where one names an unknown node."""
+    pairs = list(dict.fromkeys(check_pairs(edges, argument)))
     known = set(names)
     unknown = sorted({name for pair in pairs for name in pair} - known)
     if unknown:
@@ -153,9 +154,12 @@ def check_missing(edges: Iterable[Any], kept: KeptEdges, argument: str = "positi
 def check_top_k(top_k: Iterable[int]) -> tuple[int, ...]:
     """`top_k` as a tuple of positive ints."""
     ks = tuple(top_k) if isinstance(top_k, Iterable) else (top_k,)
-    if not ks or any(isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1 for k in ks):
-        raise ValueError(f"top_k must be positive ints, got {top_k!r}")
-    return ks
+    try:
+        if ks:
+            return tuple(whole("top_k", k) for k in ks)
+    except ValueError:
+        pass  # said of all of them below
+    raise ValueError(f"top_k must be positive ints, got {top_k!r}")
 
 
 def rank_in_targets(
@@ -165,12 +169,12 @@ def rank_in_targets(
     top_k: Iterable[int] = (1, 3, 5),
     filtered: bool = False,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Rank of each positive edge's source among all sources that `res` lists for its target.
+    """Rank of each positive edge's source among all sources that `res` scores for its target.
 
     Parameters
     ----------
     res : a table as every inferer returns it; only `src_func`, `dst_func` and `score_col` are needed
-    positive_edges : (source name, target name) pairs
+    positive_edges : (source name, target name) pairs; one that is given twice counts once
     score_col : the column to rank by, larger is better
     top_k : the k of the reported top@k
     filtered : leave the target's other known sources (kept edges, so `has_edge` is needed, and other
@@ -178,9 +182,10 @@ def rank_in_targets(
 
     Returns
     -------
-    detail : one row per positive edge, in the given order: `src_func, dst_func, <score_col>, rank,
-        n_candidates, reciprocal_rank, top@k...`. Ties get the mean of the best and the worst rank they
-        could have; a missing score comes last.
+    detail : one row per positive edge, sorted by name: `src_func, dst_func, score, rank, n_candidates,
+        reciprocal_rank, top@k...`. Ties get the mean of the best and the worst rank they could have. A pair
+        that `res` lacks, or whose score is NaN, has rank NaN and reciprocal rank 0, and is no candidate in
+        the ranking of others.
     summary : `n_positives`, `mrr` and `top@k` (the share of positives with rank <= k)
     """
     import pandas as pd
@@ -190,44 +195,42 @@ def rank_in_targets(
     absent = [name for name in needed if name not in res.columns]
     if absent:
         raise ValueError(f"res must have the column {absent[0]!r}, got {', '.join(map(str, res.columns))}")
-    known_names = set(res["src_func"].unique()) | set(res["dst_func"].unique())
-    pairs = check_edges(positive_edges, known_names)
-    positives: dict[str, list[str]] = {}
+    pairs = sorted(set(check_pairs(positive_edges)))
+    wanted: dict[str, list[str]] = {}
     for source, target in pairs:
-        positives.setdefault(target, []).append(source)
+        wanted.setdefault(target, []).append(source)
+    scored = res.loc[res["dst_func"].isin(list(wanted)) & res[score_col].notna(), needed]
+    by_target = {str(name): group for name, group in scored.groupby("dst_func", sort=False)}
     rows: dict[Pair, tuple[float, float, int]] = {}
-    candidates = res.loc[res["dst_func"].isin(list(positives)), needed]
-    for name, group in candidates.groupby("dst_func", sort=False):
-        target = str(name)
-        found = pd.Index(group["src_func"]).get_indexer(positives[target])
-        wanted = [(s, at) for s, at in zip(positives[target], found, strict=True) if at >= 0]
-        if not wanted:
+    for target, sources in wanted.items():
+        if target not in by_target:
+            rows.update({(source, target): (np.nan, np.nan, 0) for source in sources})
             continue
-        at = np.array([position for _, position in wanted])
+        group = by_target[target]
+        names = pd.Index(group["src_func"])
         values = group[score_col].to_numpy(dtype=np.float64)
-        scores = np.broadcast_to(values, (len(at), len(values)))
-        known = None
+        at = names.get_indexer(sources)
+        known = np.zeros(len(values), dtype=bool)
         if filtered:
-            true = group["has_edge"].to_numpy(dtype=bool).copy()
-            true[at] = True
-            known = np.broadcast_to(true, scores.shape)
-        competing = len(values) if known is None else int((~known[0]).sum()) + 1
-        for (source, position), rank in zip(wanted, ranks(scores, at, known), strict=True):
-            rows[source, target] = (float(values[position]), float(rank), competing)
-    lost = [pair for pair in pairs if pair not in rows]
-    if lost:
-        raise ValueError(
-            f"positive_edges must be among the rows of res, got {len(lost)} that are not: {some_names(lost)}"
-        )
+            known |= group["has_edge"].to_numpy(dtype=bool)
+            known[at[at >= 0]] = True
+        for source, position in zip(sources, at, strict=True):
+            if position < 0:
+                rows[source, target] = (np.nan, np.nan, int((~known).sum()))
+                continue
+            others = known.copy()
+            others[position] = False
+            (rank,) = ranks(values[None], np.array([position]), others[None])
+            rows[source, target] = (float(values[position]), float(rank), int((~others).sum()))
     detail = pd.DataFrame(
         [(*pair, *rows[pair]) for pair in pairs],
-        columns=["src_func", "dst_func", score_col, "rank", "n_candidates"],
+        columns=["src_func", "dst_func", "score", "rank", "n_candidates"],
     )
-    detail["reciprocal_rank"] = 1.0 / detail["rank"]
-    summary: dict[str, Any] = {"n_positives": len(pairs), "mrr": mrr(detail["rank"])}
+    detail["reciprocal_rank"] = (1.0 / detail["rank"]).fillna(0.0)
+    summary: dict[str, Any] = {"n_positives": len(pairs), "mrr": float(detail["reciprocal_rank"].mean())}
     for k in ks:
         detail[f"top@{k}"] = detail["rank"] <= k
-        summary[f"top@{k}"] = hits(detail["rank"], k)
+        summary[f"top@{k}"] = float(detail[f"top@{k}"].mean())
     return detail, summary
 
 

@@ -102,17 +102,17 @@ def simulate_sde(
     signed_edges: Mapping[tuple[Any, Any], float] | None = None,
     seed: Any = None,
     dt: float = 0.05,
-    t_end: float = 20.0,
+    t_final: float = 20.0,
 ) -> Samples:
     """Draw samples of a graph that may have cycles; returns ``(x_train, x_test, y_train, y_test)``.
 
-    Each sample is the state at time ``t_end`` of dX = (f(parents) - X) dt + noise_scale dW, started at 0 and
-    integrated by Euler-Maruyama (Maruyama 1955) in steps of ``dt``. f is the signed sum of the parents, or
-    the node's special function. Input nodes, and other nodes without parents, hold one N(0, 1) draw all the
-    time. A linear system settles only if all eigenvalues of its sign matrix have a real part below 1.
+    Each sample is the state at time ``t_final`` of dX = (f(parents) - X) dt + noise_scale dW, started at 0
+    and integrated by Euler-Maruyama (Maruyama 1955) in steps of ``dt``. f is the signed sum of the parents,
+    or the node's special function. Input nodes, and other nodes without parents, hold one N(0, 1) draw all
+    the time. A linear system settles only if all eigenvalues of its sign matrix have a real part below 1.
 
     The arguments are those of :func:`simulate`. A special function written for scalars is called once per
-    sample and step, which takes ``t_end / dt`` times as long as there.
+    sample and step, which takes ``t_final / dt`` times as long as there.
 
     Raises what :func:`simulate` raises, except for cycles, and ``FloatingPointError`` naming a node and a
     time where the state grows without bound.
@@ -120,12 +120,12 @@ def simulate_sde(
     system = _System.checked(
         G, n_train, n_test, input_nodes, output_nodes, noise_scale, special_functions, signed_edges
     )
-    for name, value in (("dt", dt), ("t_end", t_end)):
+    for name, value in (("dt", dt), ("t_final", t_final)):
         if not _is_finite_number(value) or value <= 0:
             raise ValueError(f"{name} must be a positive number, got {value!r}")
-    if dt > t_end:
-        raise ValueError(f"dt must be at most t_end = {t_end!r}, got {dt!r}")
-    steps = math.ceil(round(t_end / dt, 9))
+    if dt > t_final:
+        raise ValueError(f"dt must be at most t_final = {t_final!r}, got {dt!r}")
+    steps = math.ceil(round(t_final / dt, 9))
     n = n_train + n_test
     normal = _normal_source(seed)
 
@@ -159,7 +159,7 @@ def simulate_sde(
             worst = nodes[int(np.argmax(np.abs(state).max(axis=1)))]
             raise FloatingPointError(
                 f"the state of node {worst!r} grows without bound by t = {(step + 1) * dt:g} "
-                f"(dt = {dt:g}, t_end = {t_end:g}): its cycles amplify, or dt is too large"
+                f"(dt = {dt:g}, t_final = {t_final:g}): its cycles amplify, or dt is too large"
             )
     return _split({node: state[i] for node, i in row.items()}, input_nodes, output_nodes, n_train, n)
 

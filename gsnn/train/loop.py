@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from gsnn._checks import whole
 from gsnn._modes import evaluation_mode, modes_kept
 from gsnn._progress import ProgressBar
 from gsnn._text import some_names
@@ -109,7 +110,7 @@ def fit(
             deleted.
     """
     _check_options(epochs, batch_size, lr, weight_decay, patience, schedule, validation, restore_best)
-    _check_positive_int("checkpoint_every", checkpoint_every)
+    whole("checkpoint_every", checkpoint_every)
     if checkpoint_path is not None:
         if seed is None:
             raise ValueError(
@@ -250,7 +251,7 @@ def predict(model: torch.nn.Module, x: Any, *, batch_size: int = 1024) -> Any:
     Raises:
         ValueError: wrong width, missing or unknown columns, NaN or infinite x.
     """
-    _check_positive_int("batch_size", batch_size)
+    whole("batch_size", batch_size)
     xs = as_rows(model, x, "input", "x")
     param = next(model.parameters())
     scaling = scaling_of(model)
@@ -317,11 +318,6 @@ def _check_measured(model: torch.nn.Module, y: Survey) -> None:
         raise ValueError(f"y has no measured value to train on for {some_names(names)}")
 
 
-def _check_positive_int(arg: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{arg} must be a positive int, got {value!r}")
-
-
 def _check_options(
     epochs: int,
     batch_size: int,
@@ -332,8 +328,8 @@ def _check_options(
     validation: tuple[Any, Any] | float | None,
     restore_best: bool,
 ) -> None:
-    _check_positive_int("epochs", epochs)
-    _check_positive_int("batch_size", batch_size)
+    whole("epochs", epochs)
+    whole("batch_size", batch_size)
     if not (lr > 0 and math.isfinite(lr)):
         raise ValueError(f"lr must be a positive number, got {lr!r}")
     if not (weight_decay >= 0 and math.isfinite(weight_decay)):
@@ -341,7 +337,7 @@ def _check_options(
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule must be one of {SCHEDULES}, got {schedule!r}")
     if patience is not None:
-        _check_positive_int("patience", patience)
+        whole("patience", patience)
         if validation is None or not restore_best:
             raise ValueError("patience needs validation=... and restore_best=True")
     if isinstance(validation, tuple):
