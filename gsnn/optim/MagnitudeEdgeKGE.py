@@ -136,8 +136,7 @@ class MagnitudeEdgeKGE(nn.Module):
             )
         one_of("mining_strategy", mining_strategy, STRATEGIES)
         one_of("edges", edges, EDGES)
-        # An option counts only where it is used: fdr with top_k_per_target=0 is a published call.
-        if mining_strategy == "topk_per_target":
+        if mining_strategy == "topk_per_target":  # an option counts only where it is used
             top_k_per_target = whole("top_k_per_target", top_k_per_target)
         elif not 0 < fdr_alpha <= 1:
             raise ValueError(f"fdr_alpha must be in (0, 1], got {fdr_alpha!r}")
