@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import gsnn
-from gsnn.app import model_commands
+from gsnn.app import completion_commands, model_commands
 from gsnn.app.user_errors import user_errors
 
 if TYPE_CHECKING:
@@ -162,6 +162,8 @@ def _summary(result: Result, out: Path, top: int) -> None:
 
 
 for command in (
+    completion_commands.complete,
+    completion_commands.verify,
     model_commands.predict,
     model_commands.explain,
     model_commands.check,
