@@ -24,7 +24,7 @@ from joblib import Parallel, delayed
 from gsnn.data.scaling import Scaling
 from gsnn.io import replacing
 from gsnn.optim.complete import complete
-from gsnn.optim.staging import CompletionSettings, Samples, grown_graph, loss, trained_anew
+from gsnn.optim.staging import CompletionSettings, Samples, loss, trained_anew
 from gsnn.simulate.scenarios import Scenario, converging_tiers, cyclic, random_signed_dag
 
 OUT = Path(__file__).parent / "results" / "repair.csv"
@@ -72,7 +72,7 @@ def one(name: str, seed: int, budgets: list[str]) -> list[dict]:
             ("random", [pool[k] for k in drawn], None),
         ):
             if model is None:
-                graph = grown_graph(truth.partial, added)
+                graph = truth.partial.with_edges(added)
                 model = trained_anew(graph, data, scaling, settings, seed)
             after = loss(model, scaled)
             row = {"scenario": name, "seed": seed, "budget": budget, "by": by, "held_out": len(true)}

@@ -216,3 +216,27 @@ def test_settings_reach_the_network():
     assert (model.channels, model.norm, model.layers) == (5, "layer", 4)
     assert settings.final_epochs(64 * 10) == 200 and settings.epochs_of(25, 64 * 10) == 3
     assert Path(module.__file__).name == "complete.py"
+
+
+def test_a_graph_without_function_edges_gets_its_first():
+    index = {etype: graph().edge_index_dict[etype] for etype in EDGE_TYPES}
+    index[EDGE_TYPES[0]] = torch.empty(2, 0, dtype=torch.long)
+    with pytest.warns(UserWarning, match="no output can be reached"):
+        bare = HeteroGraph(index, graph().node_names_dict)
+    x, y = data()
+    found = complete(bare, x, y, 3, stages=3, settings=TINY, verbose=False)
+    assert len(found.edges) == 3 and set(found.edges.dst_func) <= {"f3", "f4", "f5"}
+
+
+def test_edge_weights_are_kept():
+    table = graph().to_edge_table().assign(weight=1.0)
+    kinds = {"input_nodes": ["a", "b", "c"], "output_nodes": ["y0", "y1", "y2"], "function_nodes": FUNCTIONS}
+    weighted = HeteroGraph.from_edge_table(table.drop(columns="etype"), **kinds)
+    x, y = data()
+    found = complete(weighted, x, y, 1, settings=TINY, verbose=False)
+    assert found.graph.edge_weight_dict[EDGE_TYPES[0]].tolist() == [
+        1,
+        1,
+        1,
+        0,
+    ]  # of the new one nothing is known

@@ -33,7 +33,6 @@ from gsnn.optim.staging import (
     Samples,
     Stages,
     check_int,
-    grown_graph,
     loss,
     squared_errors,
     stage_sizes,
@@ -170,7 +169,7 @@ def complete(
         errors = {}
         for count in progress(path, "path", verbose):
             model = trained_anew(
-                grown_graph(graph, search.edges[:count]), data, scaling, settings, seed, layers
+                graph.with_edges(search.edges[:count]), data, scaling, settings, seed, layers
             )
             errors[count] = squared_errors(model, aside)
             path[count] = float(errors[count].nanmean())
@@ -182,7 +181,7 @@ def complete(
     else:
         rows = search.rows
     edges = [(source, target) for _, source, target, _ in rows]
-    grown = grown_graph(graph, edges)
+    grown = graph.with_edges(edges)
     if model is None:
         final = everything if budget == "auto" and validation is None else data
         model = trained_anew(grown, final, scaling, settings, seed, layers)
@@ -351,7 +350,7 @@ def complete_cv(
                 else:
                     rng = np.random.default_rng([seed, fold, d])
                     edges = [pairs[k] for k in rng.permutation(len(pairs))[:b]]
-                model = trained_anew(grown_graph(graph, edges), part, scaling, settings, seed + fold, layers)
+                model = trained_anew(graph.with_edges(edges), part, scaling, settings, seed + fold, layers)
                 of_budget[b, d][test] = np.nansum(squared_errors(model, aside).numpy(), 1)
                 work.update()
     work.close()

@@ -4,7 +4,7 @@ stage."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 from gsnn._text import some_names
 from gsnn.data.match import as_pair
 from gsnn.data.scaling import Scaling
-from gsnn.graph.container import EDGE_TYPES, HeteroGraph
+from gsnn.graph.container import HeteroGraph
 from gsnn.graph.depth import default_layers
 from gsnn.io import container
 from gsnn.models.GSNN import GSNN
@@ -307,17 +307,6 @@ def trained_anew(
         verbose=False,
     )
     return model
-
-
-def grown_graph(graph: HeteroGraph, edges: Sequence[Edge]) -> HeteroGraph:
-    """`graph` with function -> function edges more, given by name."""
-    if not edges:
-        return graph
-    place = {name: k for k, name in enumerate(graph.node_names_dict["function"])}
-    index = graph.edge_index_dict
-    added = torch.tensor([(place[s], place[t]) for s, t in edges], dtype=torch.int64).T
-    between = torch.cat([index[EDGE_TYPES[0]], added.to(index[EDGE_TYPES[0]])], 1)
-    return HeteroGraph({**index, EDGE_TYPES[0]: between}, graph.node_names_dict, warn=False)
 
 
 def stage_sizes(budget: int, stages: int) -> list[int]:
