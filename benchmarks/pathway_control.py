@@ -21,8 +21,8 @@ channels per node:
 
 The schedule `channel_warm` was chosen on other seeds than the reported ones:
 
-    python benchmarks/pathway_control.py --first-seed 100 --seeds 16 --phis none channel_warm \\
-        --out benchmarks/results/pathway_tuning.csv
+    python benchmarks/pathway_control.py --first-seed 100 --seeds 16 --phis none channel channel_warm \\
+        --out benchmarks/results/pathway_control_tuning.csv
 
 Runs that are in the table already, with the same settings, are not repeated; a killed run loses at most the
 last few cells.

@@ -349,6 +349,8 @@ def test_the_mode_is_the_most_that_anybody_asks_for():
     assert capture.mode == "off"
     capture.ask("one", "aside")
     capture.ask("two", "on")
+    capture.ask("one", "aside")
+    assert capture.mode == "on"
     capture.leave(torch.zeros(1), torch.zeros(1))
     capture.withdraw("two")
     assert capture.mode == "aside" and capture.activation is not None

@@ -49,8 +49,13 @@ class PathwayLatentRegularizer(torch.nn.Module):
             ...
         regularizer.disable(model)
 
-    It need not be at every step: at every fourth one, with its losses times four, most of the effect is
-    there for a quarter of the cost.
+    A lambda that rises costs less accuracy than a strong prior from the first step on, which can settle what
+    the nodes represent before the data do. With :func:`gsnn.models.pathways.warm_up` and scaled targets::
+
+        regularizer.lambda_sim = 0.5 * warm_up(epoch, epochs // 4, start=epochs // 20)
+
+    The loss need not be taken at every step: at every fourth one, with its losses times four, most of the
+    effect is there for a quarter of the cost.
 
     The model is no submodule. Extra parameters: C for ``'learned'``, those of a module, else none; give
     them to the optimizer. Larger batches give better correlations: the noise of one falls with sqrt(B).
