@@ -35,7 +35,7 @@ ARROWS["app"] = set(ARROWS)
 # Modules that need more than their room: an edge is added by building and training the larger network.
 BUILDERS = {"models", "data", "train", "io.container"}
 MODULE_ARROWS = {"optim.staging": BUILDERS, "optim.complete": BUILDERS, "optim.verify": BUILDERS}
-LOOSE = {"_checks", "_text", "_modes", "_progress"}
+LOOSE = {"_checks", "_delimited", "_text", "_modes", "_progress"}
 CORE = {
     "torch",
     "numpy",
@@ -49,7 +49,7 @@ CORE = {
     "safetensors",
 }
 # joblib comes with scikit-learn; the others are extras, imported where they are used.
-EXTRAS = {"captum", "joblib", "torch_geometric", "torch_scatter"}
+EXTRAS = {"captum", "joblib", "zstandard", "torch_geometric", "torch_scatter"}
 # Files past 400 lines, each with the reason why it is not two.
 LONG: dict[str, str] = {}
 

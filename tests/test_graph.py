@@ -667,12 +667,12 @@ def test_tsv_without_types(tmp_path):
             r"edges.tsv, line 4, column 'source': must be a node name, got ''",
         ),
         (
-            EDGES.replace("target", "to"),
+            EDGES.replace("target", "goal"),
             NODES,
-            r"edges.tsv must have the column 'target', got 'source', 'to'",
+            r"edges.tsv must have the column 'target', got 'source', 'goal', 'sign', 'etype'",
         ),
-        (EDGES + "a\tb\tc\td\te\tf\n", NODES, r"edges.tsv must be a tab-separated table"),
-        ("", NODES, r"edges.tsv must be a tab-separated table"),
+        (EDGES + "a\tb\tc\td\te\tf\n", NODES, r"edges.tsv, line 5: 6 cells where the header has 4"),
+        ("", NODES, r"edges.tsv must have a header line, got an empty file"),
         (
             EDGES,
             NODES.replace("alone\tfunction", "alone\tgene"),
@@ -684,7 +684,11 @@ def test_tsv_without_types(tmp_path):
             NODES.replace("nan\tfunction", "other\tfunction"),
             r"edges.tsv, line 4, column 'source': .* got 'nan'",
         ),
-        (EDGES + "NA\tnan\t1\tfunction->function\n", NODES, r"each edge once, got several of 'NA' -> 'nan'"),
+        (
+            EDGES + "NA\tnan\t1\tfunction->function\n",
+            NODES,
+            r"got several of 'NA' -> 'nan': line 3 and line 5",
+        ),
     ],
 )
 def test_tsv_refusals_name_file_line_and_column(tmp_path, edges, nodes, message):

@@ -1,11 +1,19 @@
 """Tables from files: what is read, and that every misfit is named before any work starts."""
 
+import bz2
 import gzip
+import io
+import lzma
+import sys
+import zipfile
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from gsnn._delimited import read_delimited
 from gsnn.data.tables import load_data, read_table
 from gsnn.graph import GraphWarning
 
@@ -159,8 +167,8 @@ def drop(name):
         ({"x": ""}, r"x\.tsv must have a header"),
         ({"x": "sample\tdrug\tdose\n"}, r"x\.tsv must have a header"),
         ({"x": "sample\n1\n"}, r"x\.tsv must have a header"),
-        ({"x": lambda t: t + "s7\t1\t2\t3\t4\n"}, r"x\.tsv cannot be read as a table"),
-        ({"x": replace("s0\t", "s0\t1\t2\t")}, r"x\.tsv cannot be read as a table"),
+        ({"x": lambda t: t + "s7\t1\t2\t3\t4\n"}, r"x\.tsv, line 8: 5 cells where the header has 3"),
+        ({"x": replace("s0\t", "s0\t1\t2\t")}, r"x\.tsv, line 2: 5 cells where the header has 3"),
         ({"edges": replace("target", "goal")}, "target"),
     ],
 )
@@ -233,3 +241,225 @@ def test_numbers_keep_their_digits(tmp_path):
     path = tmp_path / "t.tsv"
     pd.DataFrame(values, list("abcde"), list("xyz")).to_csv(path, sep="\t")
     np.testing.assert_allclose(read_table(path).to_numpy(), values, rtol=1e-15)
+
+
+def zipped(raw, *names):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in names or ("t.tsv",):
+            archive.writestr(name, raw)
+    return file.getvalue()
+
+
+TEXT = "id\ta\tb\ns1\t1\t2\ns2\t3\t\n"
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress, lzma.compress, zipped])
+@pytest.mark.parametrize("name", ["t.tsv", "t.TSV", "t.tsv.GZ", "t.txt"])
+def test_compression_is_told_by_the_content(tmp_path, pack, name):
+    (tmp_path / name).write_bytes(pack(TEXT.encode()))
+    table = read_table(tmp_path / name)
+    assert table.columns.tolist() == ["a", "b"] and table.loc["s1"].tolist() == [1, 2]
+
+
+def test_files_that_are_no_table_say_why(tmp_path, monkeypatch):
+    path = tmp_path / "t.tsv"
+    for raw, message in (
+        (gzip.compress(TEXT.encode())[:-9], r"t\.tsv is compressed but damaged"),
+        (zipped(b"x", "a", "b"), r"t\.tsv is an archive of 2 files"),
+        (zipped(b"x", "[Content_Types].xml", "xl/workbook.xml"), r"t\.tsv is a spreadsheet"),
+        (
+            "id\tä\ns\t1\n".encode("latin-1"),
+            r"t\.tsv is not UTF-8 text \(byte 0xe4 at 3\); latin-1 or cp1252",
+        ),
+        (TEXT.encode("utf-16-le"), r"t\.tsv is no text table: it holds NUL"),
+        (b"", r"t\.tsv must have a header line, got an empty file"),
+    ):
+        path.write_bytes(raw)
+        with pytest.raises(ValueError, match=message):
+            read_table(path)
+    path.write_bytes(b"\x28\xb5\x2f\xfd")
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    with pytest.raises(ImportError, match=r"t\.tsv is zstd-compressed: pip install 'gsnn\[zstd\]'"):
+        read_table(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_encodings_that_name_themselves(tmp_path, encoding):
+    path = tmp_path / "t.tsv"
+    path.write_bytes("id\té\ns\t1\n".encode(encoding))
+    assert read_table(path).columns.tolist() == ["é"]
+
+
+@pytest.mark.parametrize("separator", "\t,;")
+@pytest.mark.parametrize("name", ["t.tsv", "t.csv", "t"])
+def test_the_header_tells_the_separator(tmp_path, separator, name):
+    (tmp_path / name).write_text(TEXT.replace("\t", separator))
+    assert read_table(tmp_path / name).loc["s1"].tolist() == [1, 2]
+
+
+def test_every_gap_word_is_a_gap_and_nothing_else_is(tmp_path):
+    path = tmp_path / "t.tsv"
+    words = ["", "NA", "N/A", "NaN", "nan", "NULL", "null", "None", "-", "."]
+    path.write_text("id\ta\n" + "".join(f"s{k}\t{word}\n" for k, word in enumerate(words)) + "t\t0\n")
+    table = read_table(path)
+    assert table["a"].isna().tolist() == [True] * len(words) + [False]
+    for cell, hint in (
+        ("?", ""),
+        ("TRUE", "; write 1 for TRUE and 0 for FALSE"),
+        ("1,5", "; write the decimal point, 1.5"),
+    ):
+        path.write_text(f"id\ta\ns\t1\nt\t{cell}\n")
+        with pytest.raises(ValueError) as error:
+            read_table(path)
+        want = f"{path} must be numeric, got {cell!r} in column 'a', sample 't' (line 3){hint}"
+        assert str(error.value) == want
+
+
+def test_a_short_row_is_an_error_and_no_gap(files):
+    with pytest.raises(ValueError, match=r"y\.tsv, line 4: 2 cells where the header has 3"):
+        load(
+            files(
+                y=lambda t: "\n".join(
+                    r[: r.rindex("\t")] if k == 3 else r for k, r in enumerate(t.split("\n"))
+                )
+            )
+        )
+
+
+def test_quotes_inside_text_swallow_nothing(tmp_path):
+    path = tmp_path / "edges.tsv"
+    path.write_text(
+        'source\ttarget\tnote\ni\ta\t"Smith et al\na\tb\t5\' end, 3" long\nb\to\tso-called "hub"\n'
+    )
+    found = read_delimited(path)
+    assert [row[:2] for row in found.rows] == [["i", "a"], ["a", "b"], ["b", "o"]]
+    assert [row[2] for row in found.rows] == ['"Smith et al', "5' end, 3\" long", 'so-called "hub"']
+    path.write_text('id\ta\n"s1\t1\ns2"\t2\n')
+    assert read_table(path).index.tolist() == ['"s1', 's2"']
+
+
+cell = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc", "Zl", "Zp"]), max_size=8)
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.lists(st.tuples(cell, cell), min_size=1, max_size=6), st.sampled_from("\t,"))
+def test_what_pandas_writes_is_read_back(tmp_path_factory, rows, separator):
+    import unicodedata
+
+    path = tmp_path_factory.mktemp("t") / ("t.csv" if separator == "," else "t.tsv")
+    table = pd.DataFrame(rows, columns=["a", "b"])
+    table.insert(0, "k", range(len(rows)))
+    table.to_csv(path, sep=separator, index=False)
+    found = read_delimited(path)
+    assert len(found.rows) == len(rows)
+    for row, (_, a, b) in zip(found.rows, table.itertuples(index=False), strict=True):
+        for got, sent in zip(row[1:], (a, b), strict=True):
+            assert (
+                got == unicodedata.normalize("NFC", sent.strip()).strip("\ufeff\u200b ")
+                or got.strip() == sent.strip()
+            )
+
+
+def test_comment_lines(tmp_path):
+    path = tmp_path / "t.tsv"
+    path.write_text("# made by hand\n#\n\nid\ta\n# a remark\ns1\t1\n#2\t5\n")
+    table = read_table(path)
+    assert table.index.tolist() == ["s1", "#2"] and table["a"].tolist() == [1, 5]
+    path.write_text("#id\ta\ns1\t1\n")
+    assert read_table(path)["a"].tolist() == [1]
+
+
+PLAIN = "source\ttarget\ndrug\ta\ndose\tb\na\tb\nb\tc\nb\ty\nc\tz\n"
+
+
+def test_names_that_look_alike_are_said(files):
+    blank = PLAIN.replace("a\tb\n", "a\u00a0\tb\n")
+    with pytest.warns(GraphWarning, match=r"names that look alike: 'a\\xa0' taken for 'a'"):
+        data = load(files(edges=blank))
+    assert (
+        data.graph.node_names_dict["function"] == load(files(edges=PLAIN)).graph.node_names_dict["function"]
+    )
+    with pytest.warns(GraphWarning, match=r"'C' and 'c' differ only by case and are different nodes"):
+        load(files(edges=PLAIN + "b\tC\nC\tz\n"))
+    accents = PLAIN.replace("\tc\n", "\te\u0301\n").replace("c\tz", "\u00e9\tz")
+    with pytest.warns(GraphWarning, match="taken for 'é'"):
+        data = load(files(edges=accents))
+    assert "é" in data.graph.node_names_dict["function"]
+
+
+def turned(text):
+    rows = [line.split("\t") for line in text.strip("\n").split("\n")]
+    return "\n".join("\t".join(row) for row in zip(*rows, strict=True)) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({"x": replace("dose", " Dose")}, r"did you mean 'Dose' for 'dose'\?"),
+        ({"y": replace("s1\t", "S1\t")}, r"x\.tsv has 1 sample.*'s1'; did you mean 'S1' for 's1'\?"),
+        ({"x": replace("s1\t", "1\t"), "y": replace("s1\t", "001\t")}, r"did you mean '001' for '1'\?"),
+        (
+            {"x": turned},
+            r"x\.tsv seems to be transposed",
+        ),
+    ],
+)
+def test_hints(files, texts, message):
+    with pytest.raises(ValueError, match=message):
+        load(files(**texts))
+
+
+@pytest.mark.parametrize(
+    "words", [("activation", "inhibition"), ("+", "-"), ("Stimulation", "repression"), ("1", "-1")]
+)
+def test_signs_in_words(files, words):
+    up, down = words
+    text = "source\ttarget\tsign\n" + "".join(
+        f"{row}\t{down if k % 2 else up}\n" for k, row in enumerate(PLAIN.strip("\n").split("\n")[1:])
+    )
+    data = load(files(edges=text))
+    weights = data.graph.edge_weight_dict
+    assert [weights[e].tolist() for e in weights] == [[1.0, -1.0], [1.0, -1.0], [1.0, -1.0]]
+
+
+def test_omnipath_columns_and_named_columns(files):
+    rows = [row.split("\t") for row in PLAIN.strip("\n").split("\n")[1:]]
+    omnipath = (
+        "source\ttarget\tsource_genesymbol\ttarget_genesymbol\tis_stimulation\tis_inhibition\n"
+        + "".join(
+            f"P{k}\tQ{k}\t{u}\t{v}\t{'TRUE' if k != 2 else 'FALSE'}\t{int(k in (2, 3))}\n"
+            for k, (u, v) in enumerate(rows)
+        )
+    )
+    plain = load(files(edges=PLAIN))
+    data = load(files(edges=omnipath))
+    assert data.graph.node_names_dict == plain.graph.node_names_dict
+    assert data.graph.edge_weight_dict["function", "to", "function"].tolist() == [-1, 0]  # 3 is both
+    named = "regulator\tgene\teffect\tsource\n" + "".join(f"{u}\t{v}\t-\tx\n" for u, v in rows)
+    data = load(files(edges=named), source="regulator", target="gene", sign="effect")
+    assert data.graph.node_names_dict == plain.graph.node_names_dict
+    assert data.graph.edge_weight_dict["function", "to", "function"].tolist() == [-1, -1]
+    with pytest.raises(ValueError, match=r"edges\.tsv has no column 'tf' for the source, got 'regulator'"):
+        load(files(edges=named), source="tf")
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_a_measured_function_node_becomes_an_output(files, typed):
+    edges = (lambda t: t) if typed else PLAIN
+    paths = files(edges=edges, y=replace("\tz\n", "\tb\n"))
+    if not typed:
+        paths["edges"].write_text(PLAIN.replace("c\tz\n", "c\ty\n"))
+    else:
+        text = paths["edges"].read_text().replace("c\tz", "c\ty")
+        paths["edges"].write_text(text)
+    with pytest.warns(GraphWarning, match=r"1 column\(s\) of .*y\.tsv name function nodes.*: 'b'"):
+        data = load(paths)
+    names, index = data.graph.node_names_dict, data.graph.edge_index_dict
+    assert set(names["output"]) == {"y", "b"} and set(names["function"]) == {"a", "b", "c"}
+    assert list(data.y.columns) == names["output"]
+    pairs = {
+        (names["function"][u], names["output"][v]) for u, v in index["function", "to", "output"].t().tolist()
+    }
+    assert pairs == {("b", "y"), ("c", "y"), ("b", "b")}
+    assert any("name function nodes" in said for said in data.warnings)

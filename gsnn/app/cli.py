@@ -59,6 +59,9 @@ def run(
     group_column: Annotated[
         str | None, typer.Option(help="Which column of --groups, where it has several.")
     ] = None,
+    source: Annotated[str | None, typer.Option(help="Column of --edges with the sources.")] = None,
+    target: Annotated[str | None, typer.Option(help="Column of --edges with the targets.")] = None,
+    sign: Annotated[str | None, typer.Option(help="Column of --edges with the signs.")] = None,
     folds: Annotated[int, typer.Option(help="Folds of the cross-validation; 0: one 80/20 split.")] = 5,
     seed: Annotated[int, typer.Option(help="Fixes splits, initial weights, batches and dropout.")] = 0,
     channels: Annotated[int, typer.Option(help="Channels per function node.")] = 8,
@@ -110,7 +113,17 @@ def run(
             top=top,
             device=device,
         )
-        data = load_data(edges, x, y, nodes=nodes, groups=groups, group_column=group_column)
+        data = load_data(
+            edges,
+            x,
+            y,
+            nodes=nodes,
+            groups=groups,
+            group_column=group_column,
+            source=source,
+            target=target,
+            sign=sign,
+        )
         result = workflow.run(data, out, options, force=force, fresh=fresh, verbose=not quiet)
     if not quiet:
         _summary(result, out, top)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from gsnn._text import some_names
+from gsnn._text import did_you_mean, some_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -139,6 +139,7 @@ def match_columns(columns: pd.Index, names: list[str], kind: str, arg: str) -> N
     unknown = [c for c in columns if c not in known]
     if missing:
         hint = f" (columns that match no {kind} node: {some_names(unknown)})" if unknown else ""
+        hint += did_you_mean(missing, unknown)
         raise ValueError(
             f"{arg} has no column for {len(missing)} {kind} node(s): {some_names(missing)}{hint}"
         )

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
+import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
-from gsnn._text import some_names
+from gsnn._delimited import read_delimited
+from gsnn._text import did_you_mean, some_names
 from gsnn.data.match import select_columns
+from gsnn.graph import interactions
 from gsnn.graph.container import EDGE_TYPES, GraphWarning, HeteroGraph
 
 _GAPS = ["", "NA", "N/A", "NaN", "nan", "NULL", "null", "None", "-", "."]
@@ -50,6 +52,9 @@ def load_data(
     nodes: FilePath | None = None,
     groups: FilePath | None = None,
     group_column: str | None = None,
+    source: str | None = None,
+    target: str | None = None,
+    sign: str | None = None,
 ) -> Data:
     """Read and check everything that ``gsnn run`` works on.
 
@@ -61,9 +66,9 @@ def load_data(
         nodes: optional table ``node, type`` that fixes the order of the nodes.
         groups: optional table from sample to group; samples of one group stay together in a split.
         group_column: which column of it, where it has several.
+        source, target, sign: which columns of ``edges``; see :func:`gsnn.graph.formats.from_tsv`.
 
-    All are tab-separated; x, y and groups may also be comma-separated (files that end in ``.csv``) and
-    compressed (``.gz``).
+    All are delimited text, compressed or not; see :mod:`gsnn._delimited`.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -74,18 +79,25 @@ def load_data(
         if path is not None and not Path(path).is_file():
             raise FileNotFoundError(f"no file {path}")
     xs, ys = read_table(x), read_table(y)
-    header, _ = _lines(edges)
+    header = read_delimited(edges).header
+    columns: dict[str, Any] = {"source": source, "target": target, "sign": sign}
     with _overheard() as said:
         if "etype" in header or nodes is not None:
-            graph = HeteroGraph.from_tsv(edges, nodes)
+            graph = HeteroGraph.from_tsv(edges, nodes, **columns)
+            graph = _with_measured_functions(graph, str(y), ys)
         else:
-            graph = _untyped_graph(edges, str(x), xs, str(y), ys)
+            graph = _untyped_graph(edges, str(x), xs, str(y), ys, columns)
+    _refuse_transposed(graph, xs, str(x), "input")
+    _refuse_transposed(graph, ys, str(y), "output")
     xs = select_columns(xs, list(graph.node_names_dict["input"]), "input", str(x))
     ys = select_columns(ys, list(graph.node_names_dict["output"]), "output", str(y))
     for a, path_a, b, path_b in ((xs, str(x), ys, str(y)), (ys, str(y), xs, str(x))):
         odd = a.index.difference(b.index)
         if len(odd):
-            raise ValueError(f"{path_a} has {len(odd)} sample(s) that {path_b} lacks: {some_names(odd)}")
+            hint = did_you_mean(odd, b.index)
+            raise ValueError(
+                f"{path_a} has {len(odd)} sample(s) that {path_b} lacks: {some_names(odd)}{hint}"
+            )
     if len(xs) < 4:
         raise ValueError(f"{x} must have at least 4 samples to train and test on, got {len(xs)}")
     order = xs.index
@@ -109,19 +121,69 @@ def _overheard() -> Iterator[list[str]]:
             warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
 
 
+def _refuse_transposed(graph: HeteroGraph, table: pd.DataFrame, name: str, kind: str) -> None:
+    nodes = set(graph.node_names_dict[kind])
+    if not nodes & set(table.columns) and len(nodes & set(table.index)) > len(nodes) / 2:
+        raise ValueError(
+            f"{name} seems to be transposed: its rows, not its columns, are called as the {kind} nodes are; "
+            "samples go into rows"
+        )
+
+
+def _with_measured_functions(graph: HeteroGraph, y_name: str, y: pd.DataFrame) -> HeteroGraph:
+    """``graph`` with an output of the same name for each function node that Y measures, fed by it alone."""
+    names: dict[str, Any] = copy.deepcopy(dict(graph.node_names_dict))
+    index = dict(graph.edge_index_dict)
+    place = {name: k for k, name in enumerate(names["function"])}
+    measured = [name for name in y.columns if name in place and name not in names["output"]]
+    if not measured:
+        return graph
+    out_of = EDGE_TYPES[2]
+    first = len(names["output"])
+    new = torch.tensor([[place[name] for name in measured], [first + k for k in range(len(measured))]])
+    index[out_of] = torch.cat([index[out_of], new], 1)
+    names["output"] += measured
+    weight = None
+    if graph.edge_weight_dict is not None:
+        weight = dict(graph.edge_weight_dict)
+        weight[out_of] = torch.cat([weight[out_of], weight[out_of].new_ones(len(measured))])
+    warnings.warn(
+        f"{len(measured)} column(s) of {y_name} name function nodes; each is read as an output of the same "
+        f"name that this node feeds: {some_names(measured)}",
+        GraphWarning,
+        stacklevel=3,
+    )
+    return HeteroGraph(index, names, weight, warn=False)
+
+
 def _untyped_graph(
-    edges: FilePath, x_name: str, x: pd.DataFrame, y_name: str, y: pd.DataFrame
+    edges: FilePath,
+    x_name: str,
+    x: pd.DataFrame,
+    y_name: str,
+    y: pd.DataFrame,
+    columns: dict[str, Any],
 ) -> HeteroGraph:
     """The tables say which names are inputs and outputs; sorted, so that their order plays no part."""
-    graph = HeteroGraph.from_tsv(edges, input_nodes=sorted(x.columns), output_nodes=sorted(y.columns))
+    rows, _ = interactions.read_table(edges)
+    ends = interactions.named_columns(rows, str(edges), **columns)
+    signals = set(ends.get("source", ()))  # a measured protein that signals is a function node as well
+    graph = HeteroGraph.from_tsv(
+        edges,
+        input_nodes=sorted(x.columns),
+        output_nodes=sorted(name for name in y.columns if name not in signals or name in set(x.columns)),
+        **columns,
+    )
+    graph = _with_measured_functions(graph, y_name, y)
     names, index = graph.node_names_dict, graph.edge_index_dict
     between, into, out_of = (index[etype] for etype in EDGE_TYPES)
-    for kind, table, ends in (("input", x_name, into[0]), ("output", y_name, out_of[1])):
-        used = set(ends.tolist())
+    for kind, table, nodes in (("input", x_name, into[0]), ("output", y_name, out_of[1])):
+        used = set(nodes.tolist())
         idle = [name for i, name in enumerate(names[kind]) if i not in used]
         if idle:
             raise ValueError(
                 f"{table} has {len(idle)} column(s) that are no {kind} node of {edges}: {some_names(idle)}"
+                f"{did_you_mean(idle, names['function'])}"
             )
     fed = {*between[1].tolist(), *into[1].tolist()}
     orphans = [name for i, name in enumerate(names["function"]) if i not in fed]
@@ -149,46 +211,47 @@ def read_table(path: FilePath) -> pd.DataFrame:
     """A numeric table: the first column names the rows, the header the other columns.
 
     A header that is one name short, as R's ``write.table`` leaves it, is understood. Empty cells, ``NA``,
-    ``NaN`` and the like become NaN.
+    ``NaN`` and the like become NaN. See :mod:`gsnn._delimited` for separators, quotes and compression.
 
     Raises:
-        ValueError: an empty file, a name that is missing or there twice, a cell that is not a number.
+        ValueError: an empty file, a row of another length than the header, a name that is missing or there
+            twice, a cell that is not a number.
     """
-    header, first = _lines(path)
-    names = header if len(first) == len(header) + 1 else header[1:]
-    header = ["\0sample", *names]  # a name that no column has
-    if not names or not first:
+    found = read_delimited(path)
+    names = found.header[1:]
+    if not names or not found.rows:
         raise ValueError(f"{path} must have a header, a column of sample names and at least one more column")
     _check_names(names, f"{path}: column")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # a row longer than the header
-            table = pd.read_csv(
-                path,
-                sep=_separator(path),
-                header=None,
-                skiprows=1,
-                names=header,
-                index_col=False,
-                dtype={header[0]: str},
-                keep_default_na=False,
-                na_values=dict.fromkeys(names, _GAPS),  # in cells, not in the names of samples
-                encoding="utf-8-sig",
-            )
-    except (pd.errors.ParserError, pd.errors.ParserWarning, UnicodeDecodeError) as err:
-        raise ValueError(f"{path} cannot be read as a table: {err}") from None
-    samples = table.pop(header[0]).tolist()
+    samples = [row[0] for row in found.rows]
     _check_names(samples, f"{path}: sample")
-    for column in table.columns:
-        cells = table[column]
-        if not pd.api.types.is_numeric_dtype(cells) or pd.api.types.is_bool_dtype(cells):
-            bad = pd.to_numeric(cells.astype(str), errors="coerce").isna() & cells.notna()
-            row = int(np.flatnonzero(bad.to_numpy())[0]) if bad.any() else 0
+    values = np.empty((len(samples), len(names)))
+    for at, name in enumerate(names):
+        cells = ["nan" if row[at + 1] in _GAPS else row[at + 1] for row in found.rows]
+        try:
+            values[:, at] = np.array(cells, dtype=object).astype(np.float64)
+        except ValueError:
+            row = next(k for k, cell in enumerate(cells) if not _is_number(cell))
             raise ValueError(
-                f"{path} must be numeric, got {cells.astype(str).iloc[row]!r} in column {column!r}, "
-                f"sample {samples[row]!r}"
-            )
-    return table.astype(float).set_axis(pd.Index(samples, name="sample"), axis=0)
+                f"{path} must be numeric, got {cells[row]!r} in column {name!r}, sample {samples[row]!r} "
+                f"(line {found.lines[row]}){_number_hint(cells[row])}"
+            ) from None
+    return pd.DataFrame(values, pd.Index(samples, name="sample"), pd.Index(names))
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _number_hint(cell: str) -> str:
+    if cell.upper() in ("TRUE", "FALSE"):
+        return "; write 1 for TRUE and 0 for FALSE"
+    if "," in cell and _is_number(cell.replace(",", ".", 1)):
+        return f"; write the decimal point, {cell.replace(',', '.', 1)}"
+    return ""
 
 
 def check_values(x: pd.DataFrame, y: pd.DataFrame, x_name: str, y_name: str) -> None:
@@ -225,9 +288,9 @@ def check_values(x: pd.DataFrame, y: pd.DataFrame, x_name: str, y_name: str) -> 
 
 
 def _read_groups(path: FilePath, column: str | None, samples: pd.Index, x_name: str) -> pd.Series:
-    table = pd.read_csv(
-        path, sep=_separator(path), dtype=str, keep_default_na=False, index_col=0, encoding="utf-8-sig"
-    )
+    found = read_delimited(path)
+    table = pd.DataFrame([row[1:] for row in found.rows], columns=found.header[1:], dtype=object)
+    table.index = pd.Index([row[0] for row in found.rows])
     if column is None:
         if len(table.columns) != 1:
             raise ValueError(
@@ -241,7 +304,8 @@ def _read_groups(path: FilePath, column: str | None, samples: pd.Index, x_name: 
         raise ValueError(f"{path} names samples twice: {some_names(table.index[table.index.duplicated()])}")
     missing = samples.difference(table.index)
     if len(missing):
-        raise ValueError(f"{path} lacks {len(missing)} sample(s) of {x_name}: {some_names(missing)}")
+        hint = did_you_mean(missing, table.index)
+        raise ValueError(f"{path} lacks {len(missing)} sample(s) of {x_name}: {some_names(missing)}{hint}")
     labels = table.loc[samples, column]
     if (labels == "").any():
         raise ValueError(f"{path} has samples without a group: {some_names(labels.index[labels == ''])}")
@@ -255,20 +319,3 @@ def _check_names(names: Sequence[str], what: str) -> None:
     twice = counts.index[counts > 1]
     if len(twice):
         raise ValueError(f"{what} names must be unique, got several of {some_names(sorted(twice))}")
-
-
-def _separator(path: FilePath) -> str:
-    return "," if ".csv" in Path(path).suffixes[-2:] else "\t"
-
-
-def _lines(path: FilePath) -> tuple[list[str], list[str]]:
-    """The header and the first row, for what pandas would repair in silence (repeated names)."""
-    with _open(path) as file:
-        rows = csv.reader(file, delimiter=_separator(path))
-        return next(rows, []), next(rows, [])
-
-
-def _open(path: FilePath) -> IO[str]:
-    if Path(path).suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return open(path, encoding="utf-8-sig", newline="")

@@ -201,12 +201,24 @@ class HeteroGraph:
         *,
         input_nodes: Iterable[str] | None = None,
         output_nodes: Iterable[str] | None = None,
+        source: str | None = None,
+        target: str | None = None,
+        sign: str | None = None,
         warn: bool = True,
     ) -> HeteroGraph:
-        """Read tab-separated files; see :func:`gsnn.graph.formats.from_tsv`."""
+        """Read delimited files; see :func:`gsnn.graph.formats.from_tsv`."""
         from gsnn.graph.formats import from_tsv
 
-        return from_tsv(edges_path, nodes_path, input_nodes=input_nodes, output_nodes=output_nodes, warn=warn)
+        return from_tsv(
+            edges_path,
+            nodes_path,
+            input_nodes=input_nodes,
+            output_nodes=output_nodes,
+            source=source,
+            target=target,
+            sign=sign,
+            warn=warn,
+        )
 
     @classmethod
     def from_edge_table(

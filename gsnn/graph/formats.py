@@ -6,6 +6,7 @@ back gives an equal graph (but for a graph with no edge at all, which has no wei
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from typing import Any
@@ -15,8 +16,11 @@ import numpy as np
 import pandas as pd
 import torch
 
+from gsnn._delimited import twins
 from gsnn._text import some_names
-from gsnn.graph.container import EDGE_TYPES, NODE_TYPES, EdgeType, HeteroGraph, edge_type_label
+from gsnn.graph.container import GraphWarning, HeteroGraph
+from gsnn.graph.interactions import SIGN_WORDS, named_columns, read_table, refuse_repeated
+from gsnn.graph.types import EDGE_TYPES, NODE_TYPES, EdgeType, edge_type_label
 
 _LABELS = {edge_type_label(etype): etype for etype in EDGE_TYPES}
 
@@ -27,9 +31,12 @@ def from_tsv(
     *,
     input_nodes: Iterable[str] | None = None,
     output_nodes: Iterable[str] | None = None,
+    source: str | None = None,
+    target: str | None = None,
+    sign: str | None = None,
     warn: bool = True,
 ) -> HeteroGraph:
-    """Read a graph from tab-separated files with a header line.
+    """Read a graph from delimited files with a header line; see :mod:`gsnn._delimited` for what is read.
 
     ``edges_path`` has the columns ``source, target`` and optionally ``sign`` or ``weight`` and ``etype``, as
     in :func:`from_edge_table`. ``nodes_path``, when given, has ``node, type`` (``input``, ``function`` or
@@ -39,18 +46,32 @@ def from_tsv(
 
     ``input_nodes`` and ``output_nodes`` serve files without ``etype``, and override the order otherwise.
 
-    Raises ``ValueError`` naming the file, the line and the column, and ``FileNotFoundError``.
+    ``source``, ``target`` and ``sign`` name the columns to take. By default a table with
+    ``source_genesymbol`` and ``target_genesymbol`` is read by those (OmniPath's), and one with
+    ``is_stimulation`` and ``is_inhibition`` gets its signs from them (0 where both or neither hold). Signs
+    may be words: activation, stimulation, +, inhibition, repression, -.
+
+    Raises ``ValueError`` naming the file, the line and the column, and ``FileNotFoundError``. Warns
+    (:class:`GraphWarning`) of names that differ only by case, blanks or composed characters.
     """
-    edges = _read_tsv(edges_path)
+    edges, found = read_table(edges_path)
+    edges = named_columns(edges, str(edges_path), source, target, sign)
+    _need_columns(edges, ("source", "target"), str(edges_path))
+    said = twins(sorted({*edges["source"], *edges["target"]}), found.respelt)
+    if said and warn:
+        warnings.warn(
+            f"{edges_path}: names that look alike: {some_names(said, str)}", GraphWarning, stacklevel=3
+        )
+    refuse_repeated(edges, found)
     lists: dict[str, Iterable[str] | None] = dict.fromkeys(NODE_TYPES)
     if nodes_path is not None:
-        nodes = _read_tsv(nodes_path)
+        nodes, of_nodes = read_table(nodes_path)
         _need_columns(nodes, ("node", "type"), str(nodes_path))
         bad = np.flatnonzero(~nodes["type"].isin(NODE_TYPES))
         if bad.size:
             raise ValueError(
-                f"{nodes_path}, line {bad[0] + 2}, column 'type': must be one of {', '.join(NODE_TYPES)}, "
-                f"got {nodes['type'].iloc[bad[0]]!r}"
+                f"{nodes_path}, line {of_nodes.lines[bad[0]]}, column 'type': must be one of "
+                f"{', '.join(NODE_TYPES)}, got {nodes['type'].iloc[bad[0]]!r}"
             )
         for kind in NODE_TYPES:
             lists[kind] = nodes["node"][nodes["type"] == kind].tolist()
@@ -62,7 +83,7 @@ def from_tsv(
             "output": lists["output"] if output_nodes is None else output_nodes,
         },
         str(edges_path),
-        lambda row: f"line {row + 2}",
+        lambda row: f"line {found.lines[row]}",
         warn,
     )
 
@@ -242,13 +263,6 @@ def _as_weight(values: Any) -> torch.Tensor:
     return short if torch.equal(short.to(torch.float64), exact) else exact
 
 
-def _read_tsv(path: str | PathLike[str]) -> pd.DataFrame:
-    try:
-        return pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} must be a tab-separated table with a header line: {error}") from error
-
-
 def _need_columns(table: pd.DataFrame, needed: Iterable[str], where: str) -> None:
     missing = [column for column in needed if column not in table.columns]
     if missing:
@@ -297,7 +311,10 @@ def _from_table(
     weight_column = next((column for column in ("weight", "sign") if column in table.columns), None)
     values = np.empty(0)
     if weight_column is not None:
-        values = pd.to_numeric(table[weight_column], errors="coerce").to_numpy(dtype=np.float64)
+        plain = table[weight_column]
+        if weight_column == "sign":
+            plain = plain.map(lambda cell: SIGN_WORDS.get(str(cell).strip().lower(), cell))
+        values = pd.to_numeric(plain, errors="coerce").to_numpy(dtype=np.float64)
         refuse(~np.isfinite(values), weight_column, "a finite number")
     index, weight = {}, {}
     for etype in EDGE_TYPES:
