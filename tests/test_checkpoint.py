@@ -227,16 +227,16 @@ def test_damaged_and_other_files_are_refused(table, path):
 def test_a_write_that_fails_leaves_the_last_checkpoint(table, path, monkeypatch):
     whole = small_model()
     expected = fit(whole, *table, **OPTIONS)
-    write, written = io.container.save_file, []
+    write, written = io.container._write, []
 
-    def full(tensors, name, metadata):
+    def full(name, data):
         if len(written) == 2:
             name.write_bytes(b"half")
             raise OSError("disk full")
         written.append(name)
-        write(tensors, name, metadata=metadata)
+        write(name, data)
 
-    monkeypatch.setattr("gsnn.io.container.save_file", full)
+    monkeypatch.setattr("gsnn.io.container._write", full)
     with pytest.raises(OSError, match="disk full"):
         fit(small_model(), *table, checkpoint_path=path, **OPTIONS)
     assert os.listdir(path.parent) == [path.name]

@@ -37,6 +37,28 @@ def test_groups_stay_together(folds):
         assert not set(groups[train]) & set(groups[test])
 
 
+@pytest.mark.parametrize("sizes", [[4] * 10, [1, 1, 2, 3, 3, 5, 8, 9, 13, 20], list(range(1, 31))])
+def test_folds_of_groups_follow_the_seed_and_are_of_similar_size(sizes):
+    labels = np.repeat([f"g{k}" for k in range(len(sizes))], sizes)
+    groups = pd.Series(np.random.default_rng(0).permutation(labels))
+    y = pd.DataFrame({"a": np.arange(len(groups), dtype=float)})
+    found = []
+    for seed in range(6):
+        splits = make_splits(y, groups, 4, seed)
+        again = make_splits(y, groups, 4, seed)
+        assert all(np.array_equal(a[1], b[1]) for a, b in zip(splits, again, strict=True))
+        assert sorted(np.concatenate([test for _, test in splits])) == list(range(len(groups)))
+        rows = [len(test) for _, test in splits]
+        assert min(rows) > 0 and max(rows) - min(rows) <= max(sizes)
+        found.append(frozenset(frozenset(groups[test]) for _, test in splits))
+    assert len(set(found)) > 1  # not the same folds under other numbers
+
+
+def test_equal_groups_make_equal_folds():
+    splits = make_splits(table(20), pd.Series(np.repeat(np.arange(10), 2)), 5, seed=3)
+    assert [len(test) for _, test in splits] == [4] * 5
+
+
 def test_one_split_keeps_a_fifth():
     ((train, test),) = make_splits(table(), None, 0, seed=0)
     assert (len(train), len(test)) == (16, 4)

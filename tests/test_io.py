@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import gsnn
 from gsnn import io
 from gsnn.models.GSNN import GSNN
 from gsnn.train import Scaling, fit, predict
@@ -338,11 +339,11 @@ def test_a_failed_save_leaves_the_old_file(path, monkeypatch):
     io.save(small_model(), path)
     old = path.read_bytes()
 
-    def full(tensors, name, metadata):
+    def full(name, data):
         name.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("gsnn.io.container.save_file", full)
+    monkeypatch.setattr("gsnn.io.container._write", full)
     with pytest.raises(OSError, match="disk full"):
         io.save(small_model(channels=4), path)
     assert path.read_bytes() == old and os.listdir(path.parent) == [path.name]
@@ -353,3 +354,35 @@ def test_files_get_the_users_usual_permissions(path):
     plain.write_text("")
     io.save(small_model(), path)
     assert path.stat().st_mode == plain.stat().st_mode
+
+
+SAVED = """
+import sys
+import torch, gsnn
+from gsnn.simulate.scenarios import converging_tiers
+graph = converging_tiers(width=4).full
+torch.manual_seed(0)
+model = gsnn.GSNN(graph.edge_index_dict, graph.node_names_dict, channels=2, layers=3)
+gsnn.fit(model, torch.randn(20, 4), torch.randn(20, 4), epochs=2, seed=0, standardize=True, verbose=False,
+         checkpoint_path=sys.argv[2])
+gsnn.save(model, sys.argv[1], extra={"Ä": ["ö\\n", 1]})
+"""
+
+
+def test_the_same_run_writes_the_same_bytes(tmp_path):
+    """In other processes, where dictionaries and sets of the libraries have another order."""
+    files = []
+    for number in range(6):
+        names = [str(tmp_path / f"{kind}{number}.safetensors") for kind in ("model", "fit")]
+        if number < 2:
+            subprocess.run([sys.executable, "-c", SAVED, *names], check=True)
+        else:  # a process that writes again
+            model = gsnn.load(tmp_path / "model0.safetensors")
+            gsnn.save(model, names[0], extra={"Ä": ["ö\n", 1]})
+        files.append((tmp_path / f"model{number}.safetensors").read_bytes())
+    assert len(set(files)) == 1
+    assert len({(tmp_path / f"fit{number}.safetensors").read_bytes() for number in range(2)}) == 1
+    length = int.from_bytes(files[0][:8], "little")
+    assert length % 8 == 0
+    assert list(json.loads(files[0][8 : 8 + length])["__metadata__"]) == ["gsnn", "sha256"]
+    assert io.read_header(tmp_path / "model1.safetensors")["extra"] == {"Ä": ["ö\n", 1]}

@@ -16,7 +16,7 @@ Split = tuple[np.ndarray, np.ndarray]
 
 def make_splits(y: pd.DataFrame, groups: pd.Series | None, folds: int, seed: int) -> list[Split]:
     """(training rows, test rows) of each fold; one split with a fifth for testing where folds is 0."""
-    from sklearn.model_selection import GroupKFold, GroupShuffleSplit, KFold, ShuffleSplit
+    from sklearn.model_selection import GroupShuffleSplit, KFold, PredefinedSplit, ShuffleSplit
 
     rows = np.arange(len(y))
     labels = None if groups is None else groups.to_numpy()
@@ -26,7 +26,7 @@ def make_splits(y: pd.DataFrame, groups: pd.Series | None, folds: int, seed: int
     elif labels is None:
         splitter = KFold(folds, shuffle=True, random_state=seed)
     else:
-        splitter = GroupKFold(folds)
+        splitter, labels = PredefinedSplit(_fold_of_group(labels, folds, seed)), None
     splits = list(splitter.split(rows, groups=labels))
     for number, (train, _) in enumerate(splits, 1):
         empty = y.columns[y.iloc[train].isna().all()]
@@ -36,6 +36,24 @@ def make_splits(y: pd.DataFrame, groups: pd.Series | None, folds: int, seed: int
                 "use more folds, or drop it from the table and the graph"
             )
     return splits
+
+
+def _fold_of_group(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """The fold (from 0) of each row: groups stay whole, folds are of about the same size.
+
+    Groups go one by one to the fold that is smallest so far (of several, to a random one): those of similar
+    size, within a factor of two, in random order, larger ones before smaller ones. So no fold is larger than
+    another by more than the largest group.
+    """
+    group, names = pd.factorize(labels)
+    size = np.bincount(group)
+    rng = np.random.default_rng(seed)
+    order = np.lexsort((rng.random(len(names)), -np.floor(np.log2(size))))
+    fold_of, rows = np.empty(len(names), dtype=int), np.zeros(folds, dtype=int)
+    for g in order:
+        fold_of[g] = rng.choice(np.flatnonzero(rows == rows.min()))
+        rows[fold_of[g]] += size[g]
+    return fold_of[group]
 
 
 def scores(table: pd.DataFrame, splits: Sequence[Split], yhat: dict[str, Array]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as safetensors_bytes
 
 import gsnn
 
@@ -62,8 +62,25 @@ def write_file(
         text = json.dumps({"format_version": FORMAT_VERSION, "versions": versions, **header}, allow_nan=False)
     except (TypeError, ValueError) as err:
         raise TypeError(f"extra must be plain JSON data: {err}") from None
+    data = safetensors_bytes(dict(tensors), metadata={kind: text, "sha256": checksum(text, tensors)})
     with replacing(path) as tmp:
-        save_file(dict(tensors), tmp, metadata={kind: text, "sha256": checksum(text, tensors)})
+        _write(tmp, data)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a safetensors file with the header's metadata in alphabetical order.
+
+    safetensors writes metadata in an order that differs from process to process. The header may be of any
+    length that is a multiple of 8, so that tensors are aligned: they count their places from its end.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(memoryview(data)[end:])
 
 
 def read_file(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
