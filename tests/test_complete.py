@@ -138,6 +138,12 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
         assert torch.equal(a, b)
     with pytest.raises(ValueError, match="belongs to another run: seed was 0 and is 1"):
         run(2, stages=2, seed=1, checkpoint_path=path)
+    x, y = data(seed=3)
+    options = {"stages": 2, "settings": TINY, "verbose": False}
+    with pytest.raises(ValueError, match="another run: x differs; y differs"):
+        complete(graph(), x, y, 2, checkpoint_path=path, **options)
+    with pytest.raises(ValueError, match="another run: candidates differs"):
+        run(2, stages=2, candidates=[("f2", "f3"), ("f0", "f5")], checkpoint_path=path)
 
 
 def test_stage_sizes():

@@ -3,6 +3,7 @@ stage."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -22,7 +23,7 @@ from gsnn.io import container
 from gsnn.models.GSNN import GSNN
 from gsnn.optim.FirstOrderEdgeInferer import FirstOrderEdgeInferer
 from gsnn.train.loop import fit
-from gsnn.train.resume import check_same_run, describe_versions, graph_checksum, text_checksum
+from gsnn.train.resume import check_same_run, describe_versions, graph_checksum
 
 KIND = "gsnn_completion"
 SCORES = ("omp", "whitened")
@@ -198,16 +199,20 @@ class Stages:
         self.losses: list[float] = []  # of the watched samples, after 0, 1, ... stages
         self.rows: list[tuple[int, str, str, float]] = []  # stage, source, target, score
         self.stage = 0
-        self.run = {
-            **describe_versions(),
-            **asdict(settings),
-            "seed": seed,
-            "score": score,
-            "graph": graph_checksum(graph),
-            "x": text_checksum(repr(data.x.tolist())),
-            "y": text_checksum(repr(data.y.tolist())),
-            **(identity or {}),
-        }
+        self.run = (
+            {}
+            if checkpoint is None
+            else {
+                **describe_versions(),
+                **asdict(settings),
+                "seed": seed,
+                "score": score,
+                "graph": graph_checksum(graph),
+                "x": _checksum(data.x),
+                "y": _checksum(data.y),
+                **(identity or {}),
+            }
+        )
         self.model = settings.model(graph, seed)
         if not self._resumed():
             self._train(settings.base_steps)
@@ -280,6 +285,10 @@ class Stages:
         ties = header["ties"]
         self.model.load_state_dict({**tensors, **{name: tensors[first] for name, first in ties.items()}})
         return True
+
+
+def _checksum(values: Tensor) -> str:
+    return f"sha256:{hashlib.sha256(values.contiguous().numpy().tobytes()).hexdigest()}"
 
 
 def trained_anew(

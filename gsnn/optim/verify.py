@@ -278,6 +278,7 @@ class _Linearised:
         """(n, N_out): what weights of the signals h (n, P, D) add to the prediction."""
         slopes = self.slopes[target]
         if target not in self._products:
+            self._products.clear()  # those of one target at a time: they are large
             self._products[target] = torch.einsum("npoc,nqod->pqncd", slopes, slopes)
         pull = torch.einsum("npoc,no->npc", slopes, left)
         pairs, d, c = h.shape[1], h.shape[2], slopes.shape[3]
