@@ -234,11 +234,14 @@ def graph(between, into, out, n):
     )
 
 
-def test_graph_without_function_edges(paths):
+def test_every_pair_of_a_graph_without_function_edges_is_a_candidate(paths, tmp_path):
     data = load(paths)
+    x, y = data.x.iloc[:, :2].set_axis(["i", "k"], axis=1), data.y.iloc[:, :2].set_axis(["o", "p"], axis=1)
     bare = graph([], [(0, 0), (1, 1)], [(0, 0), (1, 1)], 2)
-    with pytest.raises(ValueError, match="at least one function -> function edge, got none"):
-        settle(type(data)(bare, data.x, data.y, data.order), Options())
+    options = Options(folds=2, channels=2, epochs=1)
+    found = run(type(data)(bare, x, y, data.order), tmp_path / "out", options, verbose=False)
+    assert found.metrics["edges"]["pairs"] == 2
+    assert {*zip(found.edges["source"], found.edges["target"], strict=True)} == {("f0", "f1"), ("f1", "f0")}
 
 
 def test_default_layers_let_every_signal_arrive():
