@@ -1,0 +1,317 @@
+"""The residual blocks of several networks in one differentiable operation.
+
+Every network keeps its plan, its batch and its weights, one flat vector for each; the compiled blocks of
+:mod:`gsnn.kernels.compiled` run over one network after the other. What is saved is everything around them:
+one operation of autograd for all networks, and arguments filled in by table instead of one by one. Each
+network is computed by the very calls that would compute it alone, so the results are the same.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from concurrent.futures import Future
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+
+from gsnn.kernels import compiled as native
+from gsnn.kernels.form import Form
+from gsnn.kernels.plan import Plan
+
+Tensor = torch.Tensor
+
+#: A block's parameters, in the order of the offsets; -1 where a block has none.
+WEIGHTS = ("in_values", "in_bias", "scale", "shift", "out_values", "out_bias", "residual")
+_POINTED = WEIGHTS[:-1]
+_COLUMN = {field[0]: k for k, field in enumerate(native.BlockArguments._fields_)}
+
+
+class Side:
+    """Where everything lies: the rows, nodes and weights of K networks of L blocks each.
+
+    The state is (R, W), R the rows of all networks in turn and W at least the number of samples of each,
+    a multiple of :data:`gsnn.kernels.compiled.LANES`.
+
+    Args:
+        plans: the plan of each network.
+        channels: C.
+        offsets: (K, L, 7) int, where in its network's flat vector each of :data:`WEIGHTS` of a block
+            begins, -1 for none.
+        learnt: whether the residual scalars are among the weights; if not, every gate is ``gate``.
+        gate: 1 for a residual that is not learnt, 0 for none.
+        shared: whether all blocks have the same weights.
+    """
+
+    def __init__(
+        self,
+        plans: Sequence[Plan],
+        channels: int,
+        offsets: np.ndarray,
+        learnt: bool,
+        gate: float,
+        shared: bool,
+    ) -> None:
+        self.plans = tuple(plans)
+        self.channels, self.offsets, self.learnt, self.gate = channels, offsets, learnt, gate
+        self.shared = shared
+        self.layers = offsets.shape[1]
+        self.rows = [0, *accumulate(plan.n_rows for plan in plans)]
+        self.nodes = [0, *accumulate(plan.n_nodes for plan in plans)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_entries"}
+
+    @property
+    def entries(self) -> list[int]:
+        """Address of each plan as the compiled passes read it."""
+        if not hasattr(self, "_entries"):
+            # Held by the plans themselves; the addresses live as long as these.
+            self._entries = [ctypes.addressof(native._of(plan).arguments) for plan in self.plans]
+        return self._entries
+
+    def order_of_nodes(self) -> Tensor:
+        """(sum N,) for each node in the given order, its place among all networks' plan orders."""
+        starts = zip(self.plans, self.nodes, strict=False)
+        return torch.cat([plan.rank + start for plan, start in starts])
+
+
+def union_plan(side: Side, edges: Sequence[Tensor], sizes: Sequence[tuple[int, ...]]) -> tuple[Plan, Tensor]:
+    """How all networks are fed and read, over the rows of ``side``.
+
+    Args:
+        side: where everything lies.
+        edges: (2, E_k) flat edges of each network.
+        sizes: the numbers of function, input and output nodes of each.
+
+    Returns:
+        A plan of which only ``input_of_row`` and what :func:`gsnn.kernels.bucketed.read_outputs` reads
+        hold, and the rows that the inputs feed, in the order of ``input_of_row``. Inputs and outputs are
+        those of all networks in turn.
+    """
+    n_function, n_input, n_output = (sum(column) for column in zip(*sizes, strict=True))
+    flat, rows, begin = [], [], [0, n_function, n_function + n_input]
+    for edge_index, size, plan, row in zip(edges, sizes, side.plans, side.rows, strict=False):
+        # Flat numbers count function, input and output nodes in turn, here and in the union.
+        own = [0, size[0], size[0] + size[1]]
+        shift = torch.cat([torch.full((n,), b - o) for n, b, o in zip(size, begin, own, strict=True)])
+        flat.append(edge_index + shift[edge_index])
+        rows.append(plan.row_of_edge + row)
+        begin = [b + n for b, n in zip(begin, size, strict=True)]
+    source, target = edge_index = torch.cat(flat, 1)
+    row_of_edge = torch.cat(rows)
+    union = Plan(edge_index, n_function, n_input, n_output)
+    union.n_rows = side.rows[-1]
+    padding = torch.tensor([union.n_rows - 1])  # the last network's zero row
+    union.read_rows = torch.cat([row_of_edge, padding])[union.edge_of_row[union.read_rows]]
+    into_output = target >= n_function + n_input
+    union.output_of_row = torch.full((union.n_rows,), n_output)
+    union.output_of_row[row_of_edge[into_output]] = target[into_output] - n_function - n_input
+    return union, row_of_edge[(source >= n_function) & (source < n_function + n_input)]
+
+
+def usable(flats: Sequence[Tensor]) -> bool:
+    """Whether the compiled blocks can read these weights."""
+    return native.usable(flats)
+
+
+def _table(side: Side, form: Form, state: Tensor, samples: np.ndarray, flats: Sequence[Tensor]) -> np.ndarray:
+    """(K, L, fields) arguments with the sizes, the gates and the weights filled in."""
+    item = state.element_size()
+    table = np.zeros((len(flats), side.layers, len(_COLUMN)), np.int64)
+    for name, value in (
+        ("is_double", state.dtype == torch.float64),
+        ("channels", side.channels),
+        ("samples", samples[:, None]),
+        ("width", state.shape[1]),
+        ("norm", native._NORMS[form.dims]),
+        ("centre", form.centre),
+    ):
+        table[..., _COLUMN[name]] = value
+    gates = table.view(np.float64)[..., _COLUMN["gate"]]
+    gates[:] = side.gate
+    if side.learnt:
+        for network, flat in enumerate(flats):
+            residuals = flat.detach().numpy()[side.offsets[network, :, WEIGHTS.index("residual")]]
+            np.maximum(residuals, 0, out=gates[network], casting="unsafe")
+    bases = np.array([flat.data_ptr() for flat in flats])
+    for k, name in enumerate(_POINTED):
+        if side.offsets[0, 0, k] >= 0:
+            table[..., _COLUMN[name]] = bases[:, None] + side.offsets[..., k] * item
+    return table
+
+
+def _fill_factors(table: np.ndarray, side: Side, factors: Sequence[Sequence[Tensor]] | None) -> None:
+    if factors is None:
+        return
+    table[..., _COLUMN["factor"]] = [[factor.data_ptr() for factor in of_one] for of_one in factors]
+    for name, axis in (("factor_node", 0), ("factor_channel", 1), ("factor_sample", 2)):
+        table[..., _COLUMN[name]] = [[factor.stride(axis) for factor in of_one] for of_one in factors]
+
+
+def _starts(side: Side, state: Tensor) -> np.ndarray:
+    """(K, 1) bytes from the beginning of a state to each network's rows."""
+    return np.array(side.rows[:-1])[:, None] * (state.shape[1] * state.element_size())
+
+
+def _run(side: Side, table: np.ndarray, backward: int) -> None:
+    """The passes of every network; with several threads each takes networks of its own."""
+    library = native._library
+    assert library is not None
+    n_networks, n_blocks, n_fields = table.shape
+    turns = np.zeros((n_networks, 2 * n_blocks + 1), np.int64)
+    first, turn, step, step_turn = (
+        table.ctypes.data,
+        turns.ctypes.data,
+        n_blocks * n_fields * 8,
+        turns.strides[0],
+    )
+
+    def work(networks: range) -> int:
+        failed = 0
+        for network in networks:
+            failed |= library.gsnn_passes(
+                native._level,
+                backward,
+                side.entries[network],
+                first + network * step,
+                n_blocks,
+                turn + network * step_turn,
+                side.plans[network].n_nodes,
+            )
+        return failed
+
+    side.entries  # noqa: B018  filled in before threads ask for it
+    threads = min(torch.get_num_threads(), n_networks)
+    edges = sum(len(plan.row_of_edge) for plan in side.plans)
+    if edges * side.channels * int(table[0, 0, _COLUMN["width"]]) < native._WORTH_A_THREAD:
+        threads = 1
+    parts = [range(thread, n_networks, threads) for thread in range(threads)]
+    waiting: list[Future[int]] = []
+    try:
+        while len(parts) > 1:
+            waiting.append(native._pool(threads).submit(work, parts[-1]))
+            parts.pop()
+    except RuntimeError:  # no further thread can be started: those there are do the work
+        pass
+    failed = 0
+    for part in parts:
+        failed |= work(part)
+    for task in waiting:
+        failed |= task.result()
+    if failed:
+        raise MemoryError("no memory for the scratch space of a function node")
+
+
+class _Blocks(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        side: Side,
+        form: Form,
+        samples: np.ndarray,
+        factors: Sequence[Sequence[Tensor]] | None,
+        keep: bool,
+        state: Tensor,
+        *flats: Tensor,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        table = _table(side, form, state, samples, flats)
+        _fill_factors(table, side, factors)
+        L, starts = side.layers, _starts(side, state)
+        result = torch.empty_like(state)
+        between = state.new_empty(L - 1 if keep else min(L - 1, 2), *state.shape)
+        inner = [between[k % len(between)] for k in range(L - 1)]
+        pointers = np.array([t.data_ptr() for t in (state, *inner, result)])
+        table[..., _COLUMN["state"]] = starts + pointers[:-1]
+        table[..., _COLUMN["result"]] = starts + pointers[1:]
+        scale = mean = None
+        if form.over_batch and form.dims is not None:
+            per_node = 1 if 1 in form.dims else side.channels
+            scale, mean = (state.new_empty(L, side.nodes[-1] * per_node) for _ in range(2))
+            step = np.arange(L) * scale.shape[1] + np.array(side.nodes[:-1])[:, None] * per_node
+            for name, statistic in (("stat_scale", scale), ("stat_mean", mean)):
+                table[..., _COLUMN[name]] = statistic.data_ptr() + step * state.element_size()
+        _run(side, table, 0)
+        ctx.side, ctx.form, ctx.samples, ctx.factors = side, form, samples, factors
+        if keep:
+            ctx.save_for_backward(state, between, *flats)
+        ctx.mark_non_differentiable(*(t for t in (scale, mean) if t is not None))
+        ctx.set_materialize_grads(False)
+        return result, scale, mean
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> Any:
+        nothing = (None, None, None, None, None)
+        if grad is None:
+            return *nothing, *(None for _ in ctx.needs_input_grad[5:])
+        side: Side = ctx.side
+        state, between, *flats = ctx.saved_tensors
+        L, starts, item = side.layers, _starts(side, state), state.element_size()
+        grad = native._in_memory(grad).contiguous()
+        table = _table(side, ctx.form, state, ctx.samples, flats)
+        _fill_factors(table, side, ctx.factors)
+        table[..., _COLUMN["state"]] = starts + np.array([t.data_ptr() for t in (state, *between)])
+        buffers = [torch.empty_like(state) for _ in range(min(L, 2))]
+        through = [buffers[(L - 1 - k) % 2] for k in range(L)]  # what block k hands to the one before
+        given = [*through[1:], grad]
+        table[..., _COLUMN["grad"]] = starts + np.array([t.data_ptr() for t in given])
+        table[..., _COLUMN["next"]] = starts + np.array([t.data_ptr() for t in through])
+        if not ctx.needs_input_grad[5]:
+            table[:, 0, _COLUMN["next"]] = 0
+
+        # Blocks that share their weights each write a gradient, in a row of its own.
+        sizes = np.array([len(flat) for flat in flats])
+        begin = np.concatenate([[0], np.cumsum(sizes)])
+        copies = L if side.shared else 1
+        grads = (state.new_zeros if side.shared else state.new_empty)(copies, int(begin[-1]))
+        first = begin[:-1, None] + (np.arange(L) * begin[-1] if side.shared else 0)
+        for k, name in enumerate(_POINTED):
+            if side.offsets[0, 0, k] >= 0:
+                where = grads.data_ptr() + (first + side.offsets[..., k]) * item
+                table[..., _COLUMN[name + "_grad"]] = where
+        nodes = np.diff(side.nodes) + 1
+        dot_start = np.concatenate([[0], np.cumsum(nodes)])
+        dots = np.zeros((L, dot_start[-1])) if side.learnt else None
+        if dots is not None:
+            step = np.arange(L) * dots.shape[1] + dot_start[:-1, None]
+            table[..., _COLUMN["dots"]] = dots.ctypes.data + step * 8
+        gates = table.view(np.float64)[..., _COLUMN["gate"]]
+        _run(side, np.ascontiguousarray(table[:, ::-1]), 1)
+        if dots is not None:
+            sums = np.add.reduceat(dots, dot_start[:-1], axis=1).T * (gates > 0)
+            where = first + side.offsets[..., WEIGHTS.index("residual")]
+            grads.view(-1).numpy()[where.reshape(-1)] = sums.reshape(-1)
+        total = grads[0]
+        for further in grads[1:]:  # in the order in which autograd adds them up for a network alone
+            total += further
+        state_grad = through[0] if ctx.needs_input_grad[5] else None
+        return *nothing, state_grad, *total.split(sizes.tolist())
+
+
+def run_side_by_side(
+    state: Tensor,
+    flats: Sequence[Tensor],
+    side: Side,
+    form: Form,
+    samples: Sequence[int],
+    factors: Sequence[Sequence[Tensor]] | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The blocks of every network, as :func:`gsnn.kernels.stack.run_blocks` runs those of one.
+
+    Args:
+        state: (R, W) edge states of all networks, 0 beyond the samples of each.
+        flats: the weights of each network, (T_k,), of the state's type, on the CPU.
+        side: where everything lies.
+        form: what all of the blocks compute.
+        samples: how many of the W columns each network has.
+        factors: for each network and block the constant factor (N, C, samples) on its channels, nodes in
+            plan order, or None.
+
+    Returns:
+        The new state (R, W), meaningless beyond the samples of each network; and where the norm is over
+        the batch ``1 / sqrt(v + 1e-5)`` and the mean, each (L, sum N) or (L, sum N * C), nodes in plan
+        order, else None and None. Gradients for the result must be 0 beyond the samples.
+    """
+    keep = torch.is_grad_enabled() and any(flat.requires_grad for flat in (state, *flats))
+    return _Blocks.apply(side, form, np.array(samples), factors, keep, state, *flats)

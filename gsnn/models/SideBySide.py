@@ -1,0 +1,400 @@
+"""Many small networks as one: an ensemble, the folds of a cross-validation, restarts, trial graphs."""
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+
+from gsnn._text import some_names
+from gsnn.graph.container import NODE_TYPES
+from gsnn.kernels import side_by_side as kernel
+from gsnn.kernels.bucketed import read_outputs
+from gsnn.kernels.channels import EPS
+from gsnn.kernels.compiled import LANES
+from gsnn.kernels.form import Form
+from gsnn.kernels.plan import Plan
+from gsnn.models.GSNN import GSNN
+from gsnn.models.norms import MOMENTUM
+from gsnn.models.ResBlock import ResBlock
+
+#: Values of the edge states that one pass without gradients holds at a time, 256 MiB in float32.
+_PASS_VALUES = 2**26
+_STATISTICS = ("running_mean", "running_var")
+
+
+class SideBySide(torch.nn.Module):
+    """K GSNNs with equal arguments, their graphs equal or not, as one network: their disjoint union.
+
+    Its parameters are K flat vectors, one with all the weights of each member in the order of the member's
+    ``parameters()``. A loss that is the sum of the members' losses therefore has the members' own gradients,
+    and an optimizer that works element by element (AdamW, SGD) takes the members' own steps; a parameter
+    group for each member gives it a learning rate of its own.
+
+    On the CPU, and for the form of block that the compiled code runs, one operation computes all members.
+    Otherwise (a GPU, eval mode of a norm over the batch, a node MLP, another nonlinearity, ...) they run
+    one after the other. Results are those of the members either way, up to rounding.
+
+    Args:
+        models: K GSNNs. They are copied, not changed: :meth:`members` gives the trained ones.
+
+    Attributes:
+        weights: K flat parameters.
+        statistics: (2, S) running means and variances of all members, or None.
+        generators: None, or K CPU generators from which the members draw their dropout, so that each
+            draws what it would draw alone after ``torch.manual_seed`` with its generator's seed.
+
+    Raises:
+        TypeError: something else than GSNNs.
+        ValueError: no models, or models whose arguments, dtype, device or modes differ; frozen parameters.
+    """
+
+    statistics: torch.Tensor | None
+
+    def __init__(self, models: Sequence[GSNN]) -> None:
+        super().__init__()
+        models = list(models)
+        _check_models(models)
+        self._templates = tuple(_copied(model) for model in models)
+        first = models[0]
+        self._layouts = [_layout(model) for model in models]
+        self.weights = torch.nn.ParameterList(
+            torch.cat([param.detach().reshape(-1) for param in model.parameters()]) for model in models
+        )
+        self._norms = [
+            [block.norm for block in model._blocks if block.norm.over_batch] for model in self._templates
+        ]
+        found = [[getattr(norm, name) for norms in self._norms for norm in norms] for name in _STATISTICS]
+        kept = torch.stack([torch.cat(parts) for parts in found]) if found[0] else None
+        self.register_buffer("statistics", kept)
+        self.generators: list[torch.Generator] | None = None
+        self._share_statistics()
+        self._side: kernel.Side | None = None
+        self._union: Plan | None = None
+        self.n_inputs, self.n_outputs = (
+            [len(model.graph.node_names_dict[kind]) for model in models] for kind in ("input", "output")
+        )
+        self.train(first.training)
+
+    def __len__(self) -> int:
+        return len(self._templates)
+
+    def forward(self, x: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
+        """Predict the outputs of all members.
+
+        Args:
+            x: (B, N_in), the same for all; (B, K, N_in), a batch for each; or a list of K tensors
+                (B_k, N_in_k), where the inputs or the numbers of samples differ.
+
+        Returns:
+            (B, K, N_out); a list of K tensors (B_k, N_out_k) where the numbers of outputs or of samples
+            differ.
+
+        Raises:
+            ValueError: a wrong shape, or NaN in x (looked for on the CPU only).
+            TypeError: x is not of the models' dtype.
+        """
+        batches = self._batches(x)
+        if torch.is_autocast_enabled(batches[0].device.type):
+            with torch.autocast(batches[0].device.type, enabled=False):
+                return self.forward([batch.to(self.weights[0].dtype) for batch in batches])
+        outputs = self._outputs(batches)
+        if len({tuple(output.shape) for output in outputs}) == 1:
+            return torch.stack(outputs, 1)
+        return outputs
+
+    def members(self) -> list[GSNN]:
+        """K GSNNs of their own with the weights, running statistics and modes as they are now."""
+        models = []
+        for template, state in zip(self._templates, self._states(), strict=True):
+            model = _copied(template)
+            with torch.no_grad():  # not by state_dict, which names shared weights once for each block
+                for name, param in model.named_parameters():
+                    param.copy_(state[name])
+            models.append(model)
+        return models
+
+    def train(self, mode: bool = True) -> "SideBySide":
+        """Training or eval mode of all members."""
+        super().train(mode)
+        for template in self._templates:
+            template.train(mode)
+        return self
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "SideBySide":
+        super()._apply(fn, recurse)
+        for template in self._templates:
+            template._apply(fn)
+        self._share_statistics()
+        self._side = self._union = None
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SideBySide":
+        new = SideBySide(self.members()).train(self.training)
+        for mine, its in zip(new.weights, self.weights, strict=True):
+            mine.requires_grad_(its.requires_grad)
+        if self.generators is not None:
+            new.generators = [generator.clone_state() for generator in self.generators]
+        memo[id(self)] = new
+        return new
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SideBySide, (self.members(),)
+
+    def _share_statistics(self) -> None:
+        """Let the members' running statistics be parts of the one tensor."""
+        if self.statistics is None:
+            return
+        start = 0
+        for norm in (norm for norms in self._norms for norm in norms):
+            stop = start + len(norm.running_mean)
+            for name, row in zip(_STATISTICS, self.statistics, strict=True):
+                setattr(norm, name, row[start:stop])
+            start = stop
+
+    def _states(self) -> list[dict[str, torch.Tensor]]:
+        """The named parameters of each member, as parts of its flat vector."""
+        states = []
+        for flat, (names, shapes) in zip(self.weights, self._layouts, strict=True):
+            parts = flat.split([shape.numel() for shape in shapes])
+            states.append({n: p.view(s) for n, p, s in zip(names, parts, shapes, strict=True)})
+        return states
+
+    def _batches(self, x: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        K = len(self)
+        if isinstance(x, torch.Tensor):
+            width = self.n_inputs[0]
+            shapes = f"(B, {width}) or (B, {K}, {width})"
+            if len(set(self.n_inputs)) > 1:
+                raise ValueError(f"x must be a list of {K} tensors, as the members' inputs differ")
+            if x.shape[1:] not in ((width,), (K, width)):
+                raise ValueError(f"x must have the shape {shapes}, got {tuple(x.shape)}")
+            batches = [x] * K if x.ndim == 2 else list(x.unbind(1))
+        else:
+            batches = list(x)
+            if len(batches) != K:
+                raise ValueError(f"x must have {K} tensors, one for each member, got {len(batches)}")
+        checked: set[int] = set()
+        for template, batch in zip(self._templates, batches, strict=True):
+            if id(batch) not in checked:
+                template._check_input(batch)
+            if len(set(self.n_inputs)) == 1:
+                checked.add(id(batch))
+        return batches
+
+    def _outputs(self, batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """(B_k, N_out_k) of each member for its batch (B_k, N_in_k)."""
+        fused = self._fusible(batches) and (torch.is_grad_enabled() or not self._too_large(batches))
+        return self._fused(batches) if fused else self._one_by_one(batches)
+
+    def _too_large(self, batches: Sequence[torch.Tensor]) -> bool:
+        """Whether the states of all members should not be held at once where nothing has to be kept."""
+        n_rows = sum(template.plan.n_rows for template in self._templates)
+        return n_rows * max(map(len, batches)) > _PASS_VALUES
+
+    def _fusible(self, batches: Sequence[torch.Tensor]) -> bool:
+        return (
+            all(len(batch) for batch in batches)
+            and all(_runs_compiled(template) for template in self._templates)
+            and kernel.usable(list(self.weights))
+        )
+
+    def _one_by_one(self, batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        outputs = []
+        members = zip(self._templates, self._states(), batches, strict=True)
+        for k, (template, state, batch) in enumerate(members):
+            with self._drawing_from(k), _with_parameters(template, state):
+                outputs.append(template(batch))
+        return outputs
+
+    @contextlib.contextmanager
+    def _drawing_from(self, member: int) -> Iterator[None]:
+        """Let the global CPU generator be the member's own, where there is one."""
+        if self.generators is None or not self.training or self._templates[0].config["dropout"] == 0:
+            yield
+            return
+        before = torch.get_rng_state()
+        torch.set_rng_state(self.generators[member].get_state())
+        try:
+            yield
+        finally:
+            self.generators[member].set_state(torch.get_rng_state())
+            torch.set_rng_state(before)
+
+    def _factors(self, samples: Sequence[int]) -> list[list[torch.Tensor]] | None:
+        """Dropout of every block of each member, drawn in the order in which the member alone draws it."""
+        p = self._templates[0].config["dropout"]
+        if not p or not self.training:
+            return None
+        factors = []
+        for k, (template, size) in enumerate(zip(self._templates, samples, strict=True)):
+            generator = None if self.generators is None else self.generators[k]
+            like, shape = self.weights[k], (template.plan.n_nodes, template.channels, size)
+            factors.append(
+                [
+                    like.new_empty(shape).bernoulli_(1 - p, generator=generator).div_(1 - p)
+                    for _ in range(template.layers)
+                ]
+            )
+        return factors
+
+    def _fused(self, batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        side, union = self._prepared()
+        template = self._templates[0]
+        samples = [len(batch) for batch in batches]
+        width = -(-max(samples) // LANES) * LANES
+        fed = torch.cat([torch.nn.functional.pad(b.t(), (0, width - len(b))) for b in batches])
+        state = fed.new_zeros(side.rows[-1], width).index_copy(
+            0, self._fed_rows, fed.index_select(0, union.input_of_row)
+        )
+        norm = template._blocks[0].norm
+        form = Form(template.channels, norm.dims, norm.centre)
+        factors = self._factors(samples)
+        state, scale, mean = kernel.run_side_by_side(state, list(self.weights), side, form, samples, factors)
+        if scale is not None and mean is not None:
+            self._update_statistics(scale, mean, samples)
+        depth = template.layers**-0.5 if template.residual else 1.0
+        columns = read_outputs(state, depth, union).split(self.n_outputs, dim=1)
+        return [output[:size] for output, size in zip(columns, samples, strict=True)]
+
+    def _prepared(self) -> tuple[kernel.Side, Plan]:
+        """Where everything lies, and a plan of the union whose rows are those of the members in turn."""
+        if self._side is not None and self._union is not None:
+            return self._side, self._union
+        templates = self._templates
+        offsets = np.array([_offsets(t, layout) for t, layout in zip(templates, self._layouts, strict=True)])
+        first = templates[0].config
+        learnt = bool(first["residual"] and first["learn_residual"])
+        side = kernel.Side(
+            [template.plan for template in templates],
+            first["channels"],
+            offsets,
+            learnt,
+            float(first["residual"]),
+            first["share_layers"] and first["layers"] > 1,
+        )
+        sizes = [tuple(len(t.graph.node_names_dict[kind]) for kind in NODE_TYPES) for t in templates]
+        union, self._fed_rows = kernel.union_plan(side, [t.edge_index for t in templates], sizes)
+        self._side, self._union = side, union
+        return side, union
+
+    @torch.no_grad()
+    def _update_statistics(self, scale: torch.Tensor, mean: torch.Tensor, samples: Sequence[int]) -> None:
+        """Move the running statistics towards those of the batches; see gsnn.models.norms."""
+        assert self.statistics is not None and self._side is not None
+        side, per_node = self._side, scale.shape[1] // self._side.nodes[-1]
+        layers, order = side.layers, side.order_of_nodes()
+        found = []
+        for statistic in (mean, scale):
+            given = statistic.view(layers, -1, per_node).index_select(1, order)
+            found.append(given.split(np.diff(side.nodes).tolist(), dim=1))
+        means = torch.cat([part.reshape(-1) for part in found[0]])
+        variances = torch.cat([part.reshape(-1) for part in found[1]])
+        each = 1 if self._templates[0].norm == "batch" else side.channels
+        counts = [size * each for size in samples]
+        sizes = torch.tensor([part.numel() for part in found[0]])
+        correction = torch.tensor([n / max(n - 1, 1) for n in counts], dtype=variances.dtype)
+        variances = variances.pow_(-2).sub_(EPS).clamp_(min=0).mul_(correction.repeat_interleave(sizes))
+        if min(counts) == 1:  # one value has no variance to learn from
+            known = torch.tensor([n > 1 for n in counts]).repeat_interleave(sizes)
+            variances = torch.where(known, variances, self.statistics[1])
+        self.statistics.lerp_(torch.stack([means, variances]), MOMENTUM)
+
+
+def side_by_side(models: Sequence[GSNN]) -> SideBySide:
+    """``models`` as one network; see :class:`SideBySide`."""
+    return SideBySide(models)
+
+
+def _check_models(models: Sequence[Any]) -> None:
+    if not models:
+        raise ValueError("models must hold at least one GSNN, got none")
+    for model in models:
+        if not isinstance(model, GSNN):
+            raise TypeError(f"models must be GSNNs, got {type(model).__name__}")
+    first = models[0]
+    for k, model in enumerate(models):
+        odd = [name for name, value in first.config.items() if model.config[name] != value]
+        if odd:
+            raise ValueError(f"models must have equal arguments, but model {k} differs in {some_names(odd)}")
+        params, wanted = next(model.parameters()), next(first.parameters())
+        for what in ("dtype", "device"):
+            if getattr(params, what) != getattr(wanted, what):
+                raise ValueError(
+                    f"models must have one {what}, got {getattr(wanted, what)} and, in model {k}, "
+                    f"{getattr(params, what)}"
+                )
+        modes = {module.training for module in model.modules()}
+        if modes != {first.training}:
+            raise ValueError(f"models must all be in training or all in eval mode, but model {k} is not")
+        frozen = [name for name, param in model.named_parameters() if not param.requires_grad]
+        if frozen:
+            raise ValueError(f"models must have no frozen parameters, but model {k} has {some_names(frozen)}")
+
+
+def _copied(model: GSNN) -> GSNN:
+    """A model of its own, without captures or hooks."""
+    with torch.random.fork_rng(devices=[]):  # the constructor draws weights that are replaced at once
+        new = GSNN(model.graph.edge_index_dict, model.graph.node_names_dict, **copy.copy(model.config))
+    param = next(model.parameters())
+    new.to(param.device, param.dtype).load_state_dict(model.state_dict())
+    new.checkpoint = model.checkpoint
+    if hasattr(model, "scaling"):
+        new.scaling = model.scaling
+    return new.train(model.training)
+
+
+@contextlib.contextmanager
+def _with_parameters(model: GSNN, state: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Let ``model`` compute with other tensors. Unlike ``functional_call`` this knows shared submodules."""
+    places = {name: (model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in state}
+    before = {name: module._parameters[key] for name, (module, key) in places.items()}
+    try:
+        for name, (module, key) in places.items():
+            module._parameters[key] = state[name]  # type: ignore[assignment]
+        yield
+    finally:
+        for name, (module, key) in places.items():
+            module._parameters[key] = before[name]
+
+
+def _layout(model: GSNN) -> tuple[list[str], list[torch.Size]]:
+    named = dict(model.named_parameters())
+    return list(named), [param.shape for param in named.values()]
+
+
+def _offsets(model: GSNN, layout: tuple[list[str], list[torch.Size]]) -> list[list[int]]:
+    """Where each block's :data:`gsnn.kernels.side_by_side.WEIGHTS` begin in the flat vector, -1 for none."""
+    starts = [0, *accumulate(shape.numel() for shape in layout[1])]
+    # By name would miss the weights that later blocks share with the first.
+    start_of = {id(param): start for param, start in zip(model.parameters(), starts, strict=False)}
+    return [
+        [
+            -1 if not isinstance(param, torch.nn.Parameter) else start_of[id(param)]
+            for param in (
+                block.lin_in.values,
+                block.lin_in.bias,
+                block.norm.weight,
+                block.norm.bias,
+                block.lin_out.values,
+                block.lin_out.bias,
+                block.residual_weight,
+            )
+        ]
+        for block in model._blocks
+    ]
+
+
+def _runs_compiled(model: GSNN) -> bool:
+    """Whether all blocks are of the form that the compiled code runs, and nothing was pruned."""
+    blocks: list[ResBlock] = model._blocks
+    norm = blocks[0].norm
+    return (
+        not model.checkpoint
+        and blocks[0].fusible(None)
+        and (norm.kind == "none" or norm.dims is not None)
+        and all(block.lin_in.kept is None and block.lin_out.kept is None for block in blocks)
+    )
