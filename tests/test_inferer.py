@@ -19,7 +19,8 @@ from inferer_contract import (
 from scipy import stats
 
 from gsnn.captures import Capture
-from gsnn.graph import EDGE_TYPES
+from gsnn.graph import EDGE_TYPES, HeteroGraph
+from gsnn.models.GSNN import GSNN
 from gsnn.optim.MagnitudeEdgeInferer import MagnitudeEdgeInferer
 from gsnn.stats.samples import Samples, as_moments
 
@@ -573,3 +574,35 @@ def test_bad_construction():
     for norm in ("layer", "rms", "softmax"):
         with pytest.raises(ValueError, match=f"norm one of batch, groupbatch, none, got '{norm}'"):
             MagnitudeEdgeInferer(small_model(graph, norm=norm), graph, use_pre_norm=False)
+
+
+def test_a_partial_correlation_without_a_degree_of_freedom_is_no_score():
+    """23 samples, one target with 20 kept parents: by numpy any source correlates at nearly 1 given them."""
+    rng = np.random.default_rng(0)
+    parents, n = rng.normal(size=(23, 20)), 23
+    source, target = rng.normal(size=(2, 23))
+    design = np.column_stack([np.ones(n), parents])
+    left = [v - design @ np.linalg.lstsq(design, v, rcond=None)[0] for v in (source, target)]
+    assert abs(np.corrcoef(*left)[0, 1]) > 0.5  # two numbers are left
+    index = {
+        ("function", "to", "function"): torch.stack([torch.arange(20), torch.full((20,), 20)]),
+        ("input", "to", "function"): torch.stack([torch.arange(22), torch.arange(22)]),
+        ("function", "to", "output"): torch.tensor([[20, 21], [0, 1]]),
+    }
+    names = {
+        "input": [f"i{k}" for k in range(22)],
+        "function": [f"f{k}" for k in range(22)],
+        "output": ["o", "p"],
+    }
+    torch.manual_seed(0)
+    model = GSNN(index, names, channels=2, layers=3, norm="none")
+    mei = MagnitudeEdgeInferer(model, HeteroGraph(index, names, warn=False))
+    x, y = torch.randn(24, 22), torch.randn(24, 2)
+    mei.fit([(x[:23], y[:23])], verbose=False)
+    table = mei.evaluate(score="partial")
+    hub = table[table.dst_func == "f20"]
+    assert hub["corr"].isna().all() and hub["p_value"].isna().all()
+    assert table[table.dst_func == "f21"]["corr"].notna().any()
+    mei.fit([(x, y)], verbose=False)  # one degree
+    table = mei.evaluate(score="partial")
+    assert table[table.dst_func == "f20"]["corr"].notna().any()

@@ -75,6 +75,8 @@ def metrics(**changes):
         "versions": {"gsnn": "9.9", "torch": "2.x"},
         "settings": {"channels": 8, "top": 15, "device": None},
         "r2": {"mean": 0.0, "ridge": 0.71, "mlp": 0.5, "gsnn": 0.61},
+        "r2_standardised": {"mean": 0.0, "ridge": 0.41, "mlp": 0.42, "gsnn": 0.43},
+        "r2_median": {"mean": 0.0, "ridge": 0.31, "mlp": 0.32, "gsnn": 0.33},
         "mse": {"mean": 4.0, "ridge": 1.2, "mlp": 2.0, "gsnn": 1.61},
         "r2_by_fold": {m: [0.1, 0.9] for m in ("mean", "ridge", "mlp", "gsnn")},
         "r2_by_output": {
@@ -82,7 +84,10 @@ def metrics(**changes):
             "good": {"mean": 0.0, "ridge": 0.2, "mlp": 0.3, "gsnn": 0.8},
             "flat": {"mean": 0.0, "ridge": 0.2, "mlp": 0.3, "gsnn": float("nan")},
         },
-        "edges": {"pairs": 5, "listed": 3, "how": "a & b", "caution": "careful < here"},
+        "edges": {
+            **{"pairs": 5, "listed": 3, "how": "a & b", "caution": "careful < here"},
+            **{"scored": 2, "not_scored": {"no <signal>": 1}},
+        },
         "seconds": 1.5,
     }
     return given | changes
@@ -150,10 +155,13 @@ def test_names_from_the_data_stay_text():
 
 def test_tables_say_what_the_metrics_say():
     single = page(metrics=metrics(r2_by_fold={m: [0.5] for m in ("mean", "ridge", "mlp", "gsnn")}))
-    assert single.tables[0][0][3] == "R2, 1 test fold" and single.tables[0][1][3] == "0.500"
+    assert single.tables[0][0][5] == "R2, 1 test fold" and single.tables[0][1][5] == "0.500"
     comparison, outputs, edges, settings, versions = page(held_out=[("a", "b")]).tables
     assert [row[0] for row in comparison[1:]] == ["ridge", "gsnn", "mlp", "mean"]
-    assert comparison[2][2:] == ["0.610", "0.100 to 0.900", "1.61"]
+    assert comparison[2][2:] == ["0.610", "0.430", "0.330", "0.100 to 0.900", "1.61"]
+    assert "of which 2 could be scored. Not scored: 1 no <signal>." in page().text
+    text = page(first=["read < this"]).text
+    assert text.index("read < this") < text.index("How well it predicts")
     assert [(row[0], row[2]) for row in outputs[1:]] == [("good", "0.800"), (EVIL, "0.400"), ("flat", "–")]
     assert outputs[0] == ["output", "", "R2, gsnn", "R2, ridge", "R2, mlp"]
     assert edges[1:] == [

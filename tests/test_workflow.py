@@ -1,6 +1,7 @@
 """The main job on small simulated tables: its files, its invariances and its refusals."""
 
 import json
+from dataclasses import replace
 
 import matplotlib
 
@@ -13,12 +14,14 @@ import torch
 
 import gsnn
 from gsnn import io
-from gsnn.app import workflow
+from gsnn.app import candidates, workflow
+from gsnn.app.candidates import rank_edges
 from gsnn.app.compare import METHODS
 from gsnn.app.demo import demo, write_tables
-from gsnn.app.settings import Options, default_epochs, default_layers, settle
-from gsnn.app.workflow import run
-from gsnn.data.tables import load_data
+from gsnn.app.report import before_reading, describe
+from gsnn.app.settings import Options, default_epochs, default_layers, new_model, settle
+from gsnn.app.workflow import run, train_one
+from gsnn.data.tables import Data, load_data
 from gsnn.graph import HeteroGraph
 from gsnn.simulate.scenarios import converging_tiers
 
@@ -95,9 +98,95 @@ def test_edges_are_the_pairs_that_the_graph_lacks(finished, paths):
     assert len(set(pairs)) == len(pairs) == len(names) * (len(names) - 1) - len(kept)
     assert result.metrics["edges"]["pairs"] == result.metrics["edges"]["listed"] == len(pairs)
     assert not kept & set(pairs) and all(u != v for u, v in pairs)
-    assert table["rank"].tolist() == list(range(1, len(pairs) + 1))
+    scored = table["score"].notna()
+    assert table["rank"][scored].tolist() == list(range(1, scored.sum() + 1))
+    assert table["rank"][~scored].isna().all() and scored[: scored.sum()].all()
     assert table["score"].dropna().is_monotonic_decreasing
-    assert list(table.columns) == ["rank", "source", "target", "score", "p_value", "q_value"]
+    assert list(table.columns) == ["rank", "source", "target", "score", "p_value", "q_value", "reason"]
+    assert (table["reason"].notna() == ~scored).all()
+    counts = result.metrics["edges"]
+    assert counts["scored"] == scored.sum() < len(pairs)
+    assert counts["not_scored"] == table["reason"].dropna().value_counts().to_dict()
+    assert sum(counts["not_scored"].values()) + counts["scored"] == len(pairs)
+
+
+def test_pairs_that_cannot_be_scored_say_why():
+    """f0 -> f1 -> f2 -> o; nothing feeds f3 and f4, and nothing reads f4: worked out by hand."""
+    rng = np.random.default_rng(0)
+    x = pd.DataFrame(rng.normal(size=(60, 2)), columns=["i", "k"])
+    y = pd.DataFrame({"o": x["i"] + 0.1 * rng.normal(size=60), "p": x["k"] - x["i"]})
+    g = graph([(0, 1), (1, 2), (3, 2)], [(0, 0), (1, 0)], [(2, 0), (1, 1)], 5)
+    data = Data(g, x, y, x.index)
+    options = settle(data, Options(folds=2, channels=2, epochs=3, norm="none", dropout=0.0))
+    model = new_model(data, options, 0)
+    train_one(model, data, options, np.arange(60), None, 0, False)
+    table = rank_edges(model, data, verbose=False)
+    reason = {(row.source, row.target): row.reason for row in table.itertuples()}
+    for other in ("f0", "f1", "f2", "f4"):
+        if ("f3", other) in reason:
+            assert reason["f3", other] == candidates.NO_SIGNAL
+    assert reason["f0", "f4"] == reason["f1", "f4"] == candidates.NO_GRADIENT
+    assert reason["f0", "f2"] == "" and table["reason"].iloc[0] == ""
+    short = table_of_hub()
+    assert set(short[short["target"] == "hub"]["reason"]) == {candidates.TOO_FEW}
+    assert (short[short["target"] == "free"]["reason"] == "").any()
+    repeated = Data(g, pd.concat([x] * 3, ignore_index=True), pd.concat([y] * 3, ignore_index=True), None)
+    again = rank_edges(model, repeated, verbose=False)
+    np.testing.assert_allclose(again["score"], table["score"], atol=1e-6)
+    np.testing.assert_allclose(again["p_value"], table["p_value"], atol=1e-6)  # 60 inputs, not 180
+
+
+def table_of_hub():
+    """23 samples, 20 kept parents of one node: no freedom is left, and nothing may stand first for it."""
+    rng = np.random.default_rng(1)
+    names = {
+        "input": [f"i{k}" for k in range(21)],
+        "function": [f"f{k}" for k in range(21)] + ["hub", "free"],
+        "output": ["o", "p"],
+    }
+    k = torch.arange(21)
+    index = {
+        ("function", "to", "function"): torch.stack([torch.arange(20), torch.full((20,), 21)]),
+        ("input", "to", "function"): torch.cat([torch.stack([k, k]), torch.tensor([[0], [22]])], 1),
+        ("function", "to", "output"): torch.tensor([[21, 22], [0, 1]]),
+    }
+    x = pd.DataFrame(rng.normal(size=(23, 21)), columns=names["input"])
+    y = pd.DataFrame(rng.normal(size=(23, 2)), columns=["o", "p"])
+    data = Data(HeteroGraph(index, names, warn=False), x, y, x.index)
+    options = settle(data, Options(folds=2, channels=2, epochs=1, norm="none"))
+    return rank_edges(new_model(data, options, 0), data, verbose=False)
+
+
+def test_what_must_be_read_first(paths):
+    data = load(paths)
+    found = describe(data)["data"]
+    assert (found["distinct_inputs"], found["inputs_of_one_sample"]) == (40, 0)
+    lone = pd.DataFrame(np.eye(40, 4), data.x.index, data.x.columns)
+    sizes = describe(replace(data, x=lone))["data"]
+    assert sizes["inputs_of_one_sample"] == 4 and sizes["distinct_inputs"] == 5
+    said = before_reading({"r2": {"gsnn": -0.1}, "data": sizes})
+    assert "R2 -0.100" in said[0] and said[1].startswith("4 of 4 inputs differ in one sample only")
+    assert before_reading({"r2": {"gsnn": 0.2}, "data": found}) == []
+    assert len(before_reading({"r2": {"gsnn": float("nan")}, "data": found})) == 1
+
+
+def test_the_comparison_is_told_before_the_final_fit(paths, tmp_path, monkeypatch):
+    told = []
+
+    def never(*args, **options):
+        raise OSError("after the folds")
+
+    monkeypatch.setattr("gsnn.app.workflow.rank_edges", never)
+    with pytest.raises(OSError, match="after the folds"):
+        run(
+            load(paths),
+            tmp_path / "o",
+            Options(folds=2, channels=2, epochs=1),
+            verbose=False,
+            told=told.append,
+        )
+    (metrics,) = told
+    assert set(metrics["r2"]) == {"mean", "ridge", "mlp", "gsnn"} and metrics["data"]["samples"] == 40
 
 
 def test_saved_model_predicts_in_the_units_of_y(finished, paths):

@@ -12,6 +12,7 @@ from gsnn.data.tables import Data
 from gsnn.graph.container import EDGE_TYPES, HeteroGraph
 from gsnn.models.GSNN import GSNN
 from gsnn.optim.MagnitudeEdgeInferer import MagnitudeEdgeInferer
+from gsnn.stats.significance import benjamini_hochberg, fisher_p
 
 SCORE = (
     "partial correlation, over samples, of the source's activation magnitude and the target's gradient "
@@ -23,11 +24,23 @@ CAUTION = (
     "dozen, even when no edge is missing. Treat the top rows as candidates for an experiment."
 )
 
+NO_SIGNAL = "no signal reaches the source"
+NO_GRADIENT = "no gradient comes back to the target"
+TOO_FEW = "too few samples for the target's kept parents"
+DETERMINED = "the target's kept parents determine it"
+
+# A correlation given k parents has n - 3 - k degrees of freedom. With a handful it is near 1 for any source.
+_LEAST_FREEDOM = 10
 _MOST_EDGES = 100_000  # rows of edges.csv; the pairs of 2,000 function nodes would be 4 million
 
 
 def rank_edges(model: GSNN, data: Data, *, verbose: bool) -> pd.DataFrame:
-    """The function -> function pairs that are no kept edge, best candidate first."""
+    """The function -> function pairs that are no kept edge, best candidate first.
+
+    Pairs that cannot be scored come last, without a rank and with a ``reason``: no signal varies at the
+    source, no gradient comes back to the target, fewer than ten degrees of freedom are left by the target's
+    kept parents, or these determine it. p counts samples with equal inputs as one.
+    """
     samples = RowDataset(model, data.x, data.y)
     # Without a generator of its own a loader draws from the global one.
     batches = DataLoader(samples, batch_size=256, generator=torch.Generator())
@@ -36,15 +49,38 @@ def rank_edges(model: GSNN, data: Data, *, verbose: bool) -> pd.DataFrame:
     n = inferer.N
     top_k = None if n * n <= 4 * _MOST_EDGES else max(1, 2 * _MOST_EDGES // n)
     table = inferer.evaluate(layer_agg="max", score="partial", top_k=top_k)
-    table = table[~table["has_edge"]].head(_MOST_EDGES)
+    plain = inferer.evaluate(layer_agg="max", top_k=top_k)
+    plain = plain[plain["corr"].notna()]
+    table = table[~table["has_edge"]]
+    free = inferer.n - 3 - table["n_cond"].to_numpy()
+    score = np.where(free < _LEAST_FREEDOM, np.nan, table["corr"].to_numpy())
+    distinct = len(data.x.drop_duplicates())
+    p, q = table["p_value"].to_numpy(), table["q_value"].to_numpy()
+    if distinct < inferer.n:  # samples with the same inputs are one draw, not many
+        p = fisher_p(score, distinct, table["n_cond"].to_numpy())
+        q = benjamini_hochberg(p)
+    reason = np.select(
+        [
+            ~np.isnan(score),
+            ~table["src_func"].isin(plain["src_func"]),
+            ~table["dst_func"].isin(plain["dst_func"]),
+            free < _LEAST_FREEDOM,
+        ],
+        ["", NO_SIGNAL, NO_GRADIENT, TOO_FEW],
+        DETERMINED,
+    )
+    order = np.argsort(-score, kind="stable")[:_MOST_EDGES]  # NaN last
+    n_scored = int((~np.isnan(score[order])).sum())
+    rank = pd.array([*range(1, n_scored + 1), *[pd.NA] * (len(order) - n_scored)], dtype="Int64")
     return pd.DataFrame(
         {
-            "rank": np.arange(1, len(table) + 1),
-            "source": table["src_func"].to_numpy(),
-            "target": table["dst_func"].to_numpy(),
-            "score": table["corr"].to_numpy(),
-            "p_value": table["p_value"].to_numpy(),
-            "q_value": table["q_value"].to_numpy(),
+            "rank": rank,
+            "source": table["src_func"].to_numpy()[order],
+            "target": table["dst_func"].to_numpy()[order],
+            "score": score[order],
+            "p_value": np.where(np.isnan(score), np.nan, p)[order],
+            "q_value": np.where(np.isnan(score), np.nan, q)[order],
+            "reason": reason[order],
         }
     )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -124,7 +124,8 @@ def run(
             target=target,
             sign=sign,
         )
-        result = workflow.run(data, out, options, force=force, fresh=fresh, verbose=not quiet)
+        told = None if quiet else _comparison
+        result = workflow.run(data, out, options, force=force, fresh=fresh, verbose=not quiet, told=told)
     if not quiet:
         _summary(result, out, top)
 
@@ -144,7 +145,7 @@ def demo(
         from gsnn.app import demo as simulated
 
         options = replace(simulated.DEMO_OPTIONS, seed=seed)
-        found = simulated.demo(out, options, verbose=not quiet)
+        found = simulated.demo(out, options, verbose=not quiet, told=_comparison)
     _summary(found.result, out, 5)
     typer.echo(
         f"\n{found.held_out} true edges were hidden from the graph. "
@@ -153,22 +154,36 @@ def demo(
     )
 
 
-def _summary(result: Result, out: Path, top: int) -> None:
+def _comparison(metrics: dict[str, Any]) -> None:
+    from gsnn.app.report import before_reading
     from gsnn.app.report_html import simple_model_lead
 
-    metrics = result.metrics
     sizes = metrics["data"]
     typer.echo(
         f"{sizes['samples']} samples, {sizes['input_nodes']} inputs, {sizes['function_nodes']} function "
         f"nodes, {sizes['output_nodes']} outputs; {len(metrics['r2_by_fold']['gsnn'])} test fold(s)"
     )
-    typer.echo("\n  model   R2 on test folds   mean squared error")
+    typer.echo("\n  model   R2 on test folds   standardised   median of outputs   mean squared error")
     for method, value in metrics["r2"].items():
-        typer.echo(f"  {method:<7} {value:>16.3f}   {metrics['mse'][method]:>18.4g}")
+        typer.echo(
+            f"  {method:<7} {value:>16.3f}   {metrics['r2_standardised'][method]:>12.3f}   "
+            f"{metrics['r2_median'][method]:>17.3f}   {metrics['mse'][method]:>18.4g}"
+        )
+    for said in before_reading(metrics):
+        typer.echo(f"\nNOTE: {said}")
     if advice := simple_model_lead(metrics):
         typer.echo(f"\n{advice}")
-    typer.echo(f"\nBest candidates for missing edges, of {metrics['edges']['pairs']:,} pairs (edges.csv):")
-    for row in result.edges.head(top).itertuples():
+
+
+def _summary(result: Result, out: Path, top: int) -> None:
+    metrics = result.metrics
+    edges = metrics["edges"]
+    lost = "; ".join(f"{n:,} {why}" for why, n in edges["not_scored"].items())
+    typer.echo(
+        f"\nBest candidates for missing edges, of {edges['pairs']:,} pairs (edges.csv; "
+        f"{edges['scored']:,} scored{'; ' + lost if lost else ''}):"
+    )
+    for row in result.edges[result.edges["rank"].notna()].head(top).itertuples():
         typer.echo(f"  {row.rank:>3}  {row.source} -> {row.target}  score {row.score:.3f}")
     typer.echo(f"\n{metrics['edges']['caution']}")
     typer.echo(f"\nWrote {out}/ in {metrics['seconds']} s; begin with {out}/report.html")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,15 +58,24 @@ def _fold_of_group(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
 
 
 def scores(table: pd.DataFrame, splits: Sequence[Split], yhat: dict[str, Array]) -> dict[str, Any]:
-    """R2 and mean squared error of each method: pooled, by fold and by output."""
+    """R2 and mean squared error of each method.
+
+    ``r2`` is pooled over outputs in their own units, so that those of large variance rule it;
+    ``r2_standardised`` is pooled with each output in units of its standard deviation; ``r2_median`` is the
+    median over outputs. ``r2_by_fold`` and ``r2_by_output`` are pooled within folds and outputs.
+    """
     y, mean = table.to_numpy(), yhat["mean"]
     seen = ~np.isnan(y) & ~np.isnan(mean)
+    by_output = {m: [r2(y[:, j], yhat[m][:, j], mean[:, j]) for j in range(y.shape[1])] for m in yhat}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of an output with a single measured value
+        spread = np.nanstd(y, axis=0)
+    unit = np.where(spread > 0, spread, np.nan)
     return {
         "r2": {m: r2(y, yhat[m], mean) for m in yhat},
+        "r2_median": {m: float(np.nanmedian(by_output[m])) for m in yhat},
+        "r2_standardised": {m: r2(y / unit, yhat[m] / unit, mean / unit) for m in yhat},
         "mse": {m: float(((y - yhat[m])[seen] ** 2).mean()) for m in yhat},
         "r2_by_fold": {m: [r2(y[t], yhat[m][t], mean[t]) for _, t in splits] for m in yhat},
-        "r2_by_output": {
-            name: {m: r2(y[:, j], yhat[m][:, j], mean[:, j]) for m in yhat}
-            for j, name in enumerate(table.columns)
-        },
+        "r2_by_output": {name: {m: by_output[m][j] for m in yhat} for j, name in enumerate(table.columns)},
     }

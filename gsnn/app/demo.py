@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -31,12 +33,21 @@ class Demo:
     chance: float
 
 
-def demo(out: str | os.PathLike[str], options: Options | None = None, *, verbose: bool = True) -> Demo:
+def demo(
+    out: str | os.PathLike[str],
+    options: Options | None = None,
+    *,
+    verbose: bool = True,
+    told: Callable[[dict[str, Any]], None] | None = None,
+) -> Demo:
     """Simulate, hide a third of the true edges, write the tables to ``out/data`` and :func:`run` on them.
 
     The scenario is :func:`gsnn.simulate.scenarios.converging_tiers` of width 12: 24 function nodes, 16
     of 33 edges hidden, 1,000 samples. The figure of the top edges tells hidden edges from wrong guesses.
     An earlier result in ``out`` is replaced.
+
+    Args:
+        told: as in :func:`gsnn.app.workflow.run`.
 
     Returns:
         A :class:`Demo`; ``looked_at`` rows of edges.csv, as many as there are hidden edges, hold ``found``
@@ -55,6 +66,7 @@ def demo(out: str | os.PathLike[str], options: Options | None = None, *, verbose
         force=True,
         fresh=True,
         verbose=verbose,
+        told=told,
         held_out=held_out,
     )
     top = result.edges.head(len(held_out))

@@ -36,6 +36,8 @@ def describe(data: Data) -> dict[str, Any]:
         },
         "data": {
             "samples": len(data.x),
+            "distinct_inputs": len(data.x.drop_duplicates()),
+            "inputs_of_one_sample": _inputs_of_one_sample(data.x),
             **{
                 f"{kind}_nodes": len(data.graph.node_names_dict[kind])
                 for kind in ("input", "function", "output")
@@ -45,6 +47,33 @@ def describe(data: Data) -> dict[str, Any]:
             "groups": None if data.groups is None else int(data.groups.nunique()),
         },
     }
+
+
+def _inputs_of_one_sample(x: pd.DataFrame) -> int:
+    """How many columns have one value in all samples but one."""
+    return sum(
+        bool(len(counts) == 2 and counts.iloc[1] == 1 and len(x) > 2)
+        for counts in (x[name].value_counts() for name in x.columns)
+    )
+
+
+def before_reading(metrics: Mapping[str, Any]) -> list[str]:
+    """What must be known before any candidate is read: predictions that do not hold, inputs of one sample."""
+    said = []
+    r2, sizes = metrics["r2"]["gsnn"], metrics["data"]
+    if not r2 > 0:
+        said.append(
+            f"On held-out samples the network predicts no better than the mean of the others (R2 {r2:.3f}). "
+            "What it has learnt does not carry over, so the candidates below mean little."
+        )
+    lone = sizes["inputs_of_one_sample"]
+    if lone > sizes["input_nodes"] / 2:
+        said.append(
+            f"{lone} of {sizes['input_nodes']} inputs differ in one sample only. Held out, it has an "
+            "input that training never saw, and cannot be predicted. Give one input to each gene or drug, "
+            "with its dose or strength as the value."
+        )
+    return said
 
 
 def long_predictions(data: Data, yhat: dict[str, Array], fold: np.ndarray) -> pd.DataFrame:
@@ -92,7 +121,8 @@ def write(
             plt.savefig(build / "figures" / f"{name}.png", dpi=150)
             plt.close()
         pictures = {name: (build / "figures" / f"{name}.png").read_bytes() for name in figures}
-        text = html_report(metrics, edges, pictures, warnings=warnings, held_out=held_out)
+        first = before_reading(metrics)
+        text = html_report(metrics, edges, pictures, warnings=warnings, held_out=held_out, first=first)
         (build / "report.html").write_text(text, encoding="utf-8")
         last = build / "metrics.json"
         last.write_text(json.dumps(_plain(metrics), indent=2, allow_nan=False) + "\n")

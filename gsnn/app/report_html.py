@@ -62,6 +62,7 @@ def html_report(
     *,
     warnings: Sequence[str] = (),
     held_out: Iterable[tuple[str, str]] = (),
+    first: Sequence[str] = (),
 ) -> str:
     """The page as text.
 
@@ -71,6 +72,7 @@ def html_report(
         pictures: name -> the bytes of a PNG file.
         warnings: what the checks of the tables had to say.
         held_out: missing edges that are known to be true, as in a simulation; the table of edges says which.
+        first: what must be known before anything else is read.
     """
     sizes, known = metrics["data"], {tuple(edge) for edge in held_out}
     rows = max(_EDGES, metrics["settings"]["top"])
@@ -82,6 +84,7 @@ def html_report(
         f'<p class="small">{sizes["samples"]:,} samples, {sizes["input_nodes"]:,} inputs, '
         f"{sizes['function_nodes']:,} function nodes, {sizes['output_nodes']:,} outputs, "
         f"{n_edges:,} edges</p>",
+        *(f'<p class="note"><b>{escape(said)}</b></p>' for said in first),
         _warned(warnings),
         "<h2>How well it predicts</h2>",
         _comparison(metrics),
@@ -92,7 +95,7 @@ def html_report(
         f'<p class="note"><b>Read this first.</b> {escape(metrics["edges"]["caution"])}</p>',
         f'<p class="small">Score: {escape(metrics["edges"]["how"])}. The first {min(rows, len(edges))} of '
         f"{metrics['edges']['pairs']:,} pairs of function nodes that are no edge; <code>edges.csv</code> has "
-        f"{len(edges):,}.</p>",
+        f"{len(edges):,}, of which {metrics['edges']['scored']:,} could be scored.{_unscored(metrics)}</p>",
         _edges(edges.head(rows), known),
         graph,
         "<h2>Settings, data and versions</h2>",
@@ -112,6 +115,13 @@ def html_report(
         "<code>figures/</code>. Method: Evans et al. 2024, doi 10.1101/2024.02.28.582164.</p>",
     ]
     return _PAGE.format(style=_STYLE, body="\n".join(part for part in parts if part))
+
+
+def _unscored(metrics: Mapping[str, Any]) -> str:
+    reasons = metrics["edges"]["not_scored"]
+    return (
+        f" Not scored: {escape('; '.join(f'{n:,} {why}' for why, n in reasons.items()))}." if reasons else ""
+    )
 
 
 def simple_model_lead(metrics: Mapping[str, Any]) -> str:
@@ -158,19 +168,31 @@ def _comparison(metrics: Mapping[str, Any]) -> str:
         ends = [f"{bound(by_fold):.3f}" for bound in (min, max)] if by_fold else ["–"]
         span = " to ".join(dict.fromkeys(ends))
         rows.append(
-            [method, METHODS.get(method, ""), _number(value), span, _number(metrics["mse"][method], ".4g")]
+            [
+                method,
+                METHODS.get(method, ""),
+                _number(value),
+                _number(metrics["r2_standardised"][method]),
+                _number(metrics["r2_median"][method]),
+                span,
+                _number(metrics["mse"][method], ".4g"),
+            ]
         )
     table = _table(
-        ["", "", "R2", f"R2, {folds} test fold{'s' * (folds > 1)}", "mean squared error"],
+        [
+            *("", "", "R2", "R2, standardised", "R2, median of outputs"),
+            *(f"R2, {folds} test fold{'s' * (folds > 1)}", "mean squared error"),
+        ],
         rows,
-        numbers=(2, 3, 4),
+        numbers=(2, 3, 4, 5, 6),
         strong=[row[0] == "gsnn" for row in rows],
     )
     lead = simple_model_lead(metrics)
     note = f'<p class="note">{escape(lead)}</p>' if lead else ""
     return (
         "<p>On test folds, pooled over samples and outputs. R2 is 1 for perfect predictions, 0 for the mean "
-        f"of the training samples.</p>{table}{note}"
+        "of the training samples. Standardised: each output in units of its standard deviation, so that none "
+        f"rules the sum.</p>{table}{note}"
     )
 
 

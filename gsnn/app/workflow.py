@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -55,6 +55,7 @@ def run(
     fresh: bool = False,
     verbose: bool = True,
     held_out: Sequence[tuple[str, str]] = (),
+    told: Callable[[dict[str, Any]], None] | None = None,
 ) -> Result:
     """The whole job; writes ``out`` at the end, file by file, each in one step.
 
@@ -69,6 +70,7 @@ def run(
         force: write into a folder that is not empty. Files of the same names are replaced, others stay.
         fresh: forget what an interrupted run has left in ``out``, and begin anew.
         held_out: missing edges that are known to be true, as in a simulation; figure and report show them.
+        told: called with sizes and scores as soon as the cross-validation is over, before the final fit.
 
     Raises:
         FileExistsError: ``out`` is a file, or a folder that is not empty.
@@ -86,6 +88,9 @@ def run(
             yhat, fold, histories = cross_validate(
                 data, options, splits, verbose=verbose, unfinished=unfinished
             )
+            judged = scores(data.y, splits, yhat)
+            if told is not None:
+                told({**describe(data), **judged})
             model = new_model(data, options, options.seed)
             everything = np.arange(len(data.x))
             label = verbose and "all samples"
@@ -95,17 +100,23 @@ def run(
         metrics = {
             **describe(data),
             "settings": asdict(options),
-            **scores(data.y, splits, yhat),
+            **judged,
             "edges": {
                 "pairs": n_pairs(data.graph),
                 "listed": len(edges),
+                "scored": int(edges["rank"].notna().sum()),
+                "not_scored": {why: int(n) for why, n in edges["reason"].value_counts().items() if why},
                 "how": SCORE,
                 "caution": CAUTION,
             },
             "seconds": round(time.perf_counter() - start, 1),
         }
         predictions = long_predictions(data, yhat, fold)
-        top = list(edges[["source", "target"]].head(options.top).itertuples(index=False, name=None))
+        top = list(
+            edges.loc[edges["rank"].notna(), ["source", "target"]]
+            .head(options.top)
+            .itertuples(index=False, name=None)
+        )
         write(
             out,
             metrics=metrics,

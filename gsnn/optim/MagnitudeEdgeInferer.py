@@ -283,9 +283,9 @@ class MagnitudeEdgeInferer:
         DataFrame by descending `corr`, NaN last, ties by index: `src_func, dst_func, src_idx, dst_idx, corr,
         has_edge, [n_cond], corr_a{p}_g{p+1} for each pair, p_value, q_value`. `n_cond` = |S_j| for 'partial'.
         A correlation is NaN where either magnitude is constant (a standard deviation of at most 8 machine
-        precisions of its root mean square), and a partial one also where i is in S_j or S_j determines
-        either side. `p_value` is one-sided (corr > 0) by Fisher's z with n - 3 - |S_j| degrees, `q_value`
-        Benjamini & Hochberg's over the rows.
+        precisions of its root mean square), and a partial one also where i is in S_j, where S_j determines
+        either side, or where n - 3 - |S_j| leaves no degree of freedom. `p_value` is one-sided (corr > 0) by
+        Fisher's z with n - 3 - |S_j| degrees, `q_value` Benjamini & Hochberg's over the rows.
 
         Raises
         ------
@@ -311,6 +311,8 @@ class MagnitudeEdgeInferer:
         filled = 0
         for targets, parents in self._blocks(score):
             r = partial_correlation(self._seen, targets, parents, ridge, self._eps)  # (P, N, T)
+            if self.n - 3 - parents.shape[1] <= 0:  # saturated: any source would fit
+                r = torch.full_like(r, torch.nan)
             best = aggregate(r, layer_agg).cpu().numpy()  # (N, T)
             p = fisher_p(best, self.n, parents.shape[1])
             target = targets.cpu().numpy()
