@@ -1,7 +1,6 @@
 """Many small networks as one: an ensemble, the folds of a cross-validation, restarts, trial graphs."""
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any
@@ -9,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from gsnn._text import some_names
 from gsnn.graph.container import NODE_TYPES
 from gsnn.kernels import side_by_side as kernel
 from gsnn.kernels.bucketed import read_outputs
@@ -17,6 +15,7 @@ from gsnn.kernels.channels import EPS
 from gsnn.kernels.compiled import LANES
 from gsnn.kernels.form import Form
 from gsnn.kernels.plan import Plan
+from gsnn.models.copies import check_alike, copied, with_parameters
 from gsnn.models.GSNN import GSNN
 from gsnn.models.norms import MOMENTUM
 from gsnn.models.ResBlock import ResBlock
@@ -57,8 +56,8 @@ class SideBySide(torch.nn.Module):
     def __init__(self, models: Sequence[GSNN]) -> None:
         super().__init__()
         models = list(models)
-        _check_models(models)
-        self._templates = tuple(_copied(model) for model in models)
+        check_alike(models)
+        self._templates = tuple(copied(model) for model in models)
         first = models[0]
         self._layouts = [_layout(model) for model in models]
         self.weights = torch.nn.ParameterList(
@@ -109,8 +108,8 @@ class SideBySide(torch.nn.Module):
     def members(self) -> list[GSNN]:
         """K GSNNs of their own with the weights, running statistics and modes as they are now."""
         models = []
-        for template, state in zip(self._templates, self._states(), strict=True):
-            model = _copied(template)
+        for number, template in enumerate(self._templates):
+            model, state = copied(template), self._state(number)
             with torch.no_grad():  # not by state_dict, which names shared weights once for each block
                 for name, param in model.named_parameters():
                     param.copy_(state[name])
@@ -155,13 +154,11 @@ class SideBySide(torch.nn.Module):
                 setattr(norm, name, row[start:stop])
             start = stop
 
-    def _states(self) -> list[dict[str, torch.Tensor]]:
-        """The named parameters of each member, as parts of its flat vector."""
-        states = []
-        for flat, (names, shapes) in zip(self.weights, self._layouts, strict=True):
-            parts = flat.split([shape.numel() for shape in shapes])
-            states.append({n: p.view(s) for n, p, s in zip(names, parts, shapes, strict=True)})
-        return states
+    def _state(self, member: int) -> dict[str, torch.Tensor]:
+        """The named parameters of a member, as parts of its flat vector."""
+        names, shapes = self._layouts[member]
+        parts = self.weights[member].split([shape.numel() for shape in shapes])
+        return {n: p.view(s) for n, p, s in zip(names, parts, shapes, strict=True)}
 
     def _batches(self, x: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
         K = len(self)
@@ -188,7 +185,7 @@ class SideBySide(torch.nn.Module):
     def _outputs(self, batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """(B_k, N_out_k) of each member for its batch (B_k, N_in_k)."""
         fused = self._fusible(batches) and (torch.is_grad_enabled() or not self._too_large(batches))
-        return self._fused(batches) if fused else self._one_by_one(batches)
+        return self._fused(batches) if fused else [self.one(k, batch) for k, batch in enumerate(batches)]
 
     def _too_large(self, batches: Sequence[torch.Tensor]) -> bool:
         """Whether the states of all members should not be held at once where nothing has to be kept."""
@@ -202,13 +199,27 @@ class SideBySide(torch.nn.Module):
             and kernel.usable(list(self.weights))
         )
 
-    def _one_by_one(self, batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        outputs = []
-        members = zip(self._templates, self._states(), batches, strict=True)
-        for k, (template, state, batch) in enumerate(members):
-            with self._drawing_from(k), _with_parameters(template, state):
-                outputs.append(template(batch))
-        return outputs
+    def one(self, member: int, x: torch.Tensor) -> torch.Tensor:
+        """(B, N_out) of one member alone, for x (B, N_in)."""
+        template = self._templates[member]
+        with self._drawing_from(member), with_parameters(template, self._state(member)):
+            return template(x)
+
+    def snapshot(self, member: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Copies of a member's weights (T,) and running statistics (2, S), for :meth:`restore`."""
+        kept = None if self.statistics is None else self.statistics[:, self._statistics_of(member)].clone()
+        return self.weights[member].detach().clone(), kept
+
+    @torch.no_grad()
+    def restore(self, member: int, snapshot: tuple[torch.Tensor, torch.Tensor | None]) -> None:
+        """Give a member the weights and running statistics of a :meth:`snapshot`."""
+        self.weights[member].copy_(snapshot[0])
+        if self.statistics is not None and snapshot[1] is not None:
+            self.statistics[:, self._statistics_of(member)] = snapshot[1]
+
+    def _statistics_of(self, member: int) -> slice:
+        sizes = [sum(len(norm.running_mean) for norm in norms) for norms in self._norms]
+        return slice(sum(sizes[:member]), sum(sizes[: member + 1]))
 
     @contextlib.contextmanager
     def _drawing_from(self, member: int) -> Iterator[None]:
@@ -307,58 +318,6 @@ class SideBySide(torch.nn.Module):
 def side_by_side(models: Sequence[GSNN]) -> SideBySide:
     """``models`` as one network; see :class:`SideBySide`."""
     return SideBySide(models)
-
-
-def _check_models(models: Sequence[Any]) -> None:
-    if not models:
-        raise ValueError("models must hold at least one GSNN, got none")
-    for model in models:
-        if not isinstance(model, GSNN):
-            raise TypeError(f"models must be GSNNs, got {type(model).__name__}")
-    first = models[0]
-    for k, model in enumerate(models):
-        odd = [name for name, value in first.config.items() if model.config[name] != value]
-        if odd:
-            raise ValueError(f"models must have equal arguments, but model {k} differs in {some_names(odd)}")
-        params, wanted = next(model.parameters()), next(first.parameters())
-        for what in ("dtype", "device"):
-            if getattr(params, what) != getattr(wanted, what):
-                raise ValueError(
-                    f"models must have one {what}, got {getattr(wanted, what)} and, in model {k}, "
-                    f"{getattr(params, what)}"
-                )
-        modes = {module.training for module in model.modules()}
-        if modes != {first.training}:
-            raise ValueError(f"models must all be in training or all in eval mode, but model {k} is not")
-        frozen = [name for name, param in model.named_parameters() if not param.requires_grad]
-        if frozen:
-            raise ValueError(f"models must have no frozen parameters, but model {k} has {some_names(frozen)}")
-
-
-def _copied(model: GSNN) -> GSNN:
-    """A model of its own, without captures or hooks."""
-    with torch.random.fork_rng(devices=[]):  # the constructor draws weights that are replaced at once
-        new = GSNN(model.graph.edge_index_dict, model.graph.node_names_dict, **copy.copy(model.config))
-    param = next(model.parameters())
-    new.to(param.device, param.dtype).load_state_dict(model.state_dict())
-    new.checkpoint = model.checkpoint
-    if hasattr(model, "scaling"):
-        new.scaling = model.scaling
-    return new.train(model.training)
-
-
-@contextlib.contextmanager
-def _with_parameters(model: GSNN, state: dict[str, torch.Tensor]) -> Iterator[None]:
-    """Let ``model`` compute with other tensors. Unlike ``functional_call`` this knows shared submodules."""
-    places = {name: (model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in state}
-    before = {name: module._parameters[key] for name, (module, key) in places.items()}
-    try:
-        for name, (module, key) in places.items():
-            module._parameters[key] = state[name]  # type: ignore[assignment]
-        yield
-    finally:
-        for name, (module, key) in places.items():
-            module._parameters[key] = before[name]
 
 
 def _layout(model: GSNN) -> tuple[list[str], list[torch.Size]]:

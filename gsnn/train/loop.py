@@ -20,18 +20,16 @@ import torch
 from gsnn._checks import whole
 from gsnn._modes import evaluation_mode, modes_kept
 from gsnn._progress import ProgressBar
-from gsnn._text import some_names
-from gsnn.data.dataset import Prepared, prepared
-from gsnn.data.match import as_pair, as_rows, node_names, sample_names
-from gsnn.data.rows import Rows
-from gsnn.data.scaling import Scaling, Survey, scaling_of, set_scaling
+from gsnn.data.dataset import Prepared
+from gsnn.data.match import as_rows, node_names, sample_names
+from gsnn.data.scaling import Scaling, scaling_of, set_scaling
 from gsnn.train.history import History
 from gsnn.train.resume import FitCheckpoint, Progress, describe_model, describe_versions
+from gsnn.train.tables import Table, prepare
 
 if TYPE_CHECKING:
     pass
 
-Table = Prepared | torch.Tensor
 Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 SCHEDULES = ("cosine", "constant")
@@ -126,40 +124,11 @@ def fit(
     dtype, device = params[0].dtype, params[0].device
     crit = torch.nn.functional.mse_loss if crit is None else crit
 
-    xs, ys = as_pair(model, x, y, "x", "y")
     seed = None if seed is None else operator.index(seed)
     rng = torch.Generator()
     rng.manual_seed(int(torch.randint(2**62, ()).item()) if seed is None else seed)
-    aside: tuple[Rows, Rows] | None = None
-    if isinstance(validation, tuple):
-        aside = as_pair(model, *validation, "x_val", "y_val")
-    elif validation is not None:
-        n_val = max(1, round(validation * len(xs)))
-        if n_val >= len(xs):
-            raise ValueError(f"validation={validation} leaves no sample of {len(xs)} to train on")
-        order = torch.randperm(len(xs), generator=rng)
-        held, rest = order[:n_val].sort().values, order[n_val:].sort().values
-        aside = xs.take(held), ys.take(held)
-        xs, ys = xs.take(rest), ys.take(rest)
-    look = {"checksum": checkpoint_path is not None}
-    of_x, of_y = (Survey.of(table, moments=standardize is True, **look) for table in (xs, ys))
-    _check_measured(model, of_y)
-    of_val = () if aside is None else tuple(Survey.of(table, **look) for table in aside)
-    if of_val and not bool(of_val[1].filled.any()):
-        raise ValueError("validation data must have at least one measured target, got only NaN")
-
-    scaling = Scaling.of_columns(of_x.columns, of_y.columns) if standardize is True else standardize or None
-
-    def prepare(x: Rows, y: Rows, filled: torch.Tensor) -> tuple[Table, Table]:
-        if not bool(filled.all()):
-            x, y = x.take(filled.nonzero()[:, 0]), y.take(filled.nonzero()[:, 0])
-        return (
-            prepared(x, None if scaling is None else scaling.scale_x, device, dtype),
-            prepared(y, None if scaling is None else scaling.scale_y, device, dtype),
-        )
-
-    x_train, y_train = prepare(xs, ys, of_y.filled)
-    val = None if aside is None else prepare(*aside, of_val[1].filled)
+    given = prepare(model, x, y, validation, standardize, rng, checkpoint_path is not None, device, dtype)
+    x_train, y_train, val, scaling = given.x, given.y, given.val, given.scaling
     n_batches = math.ceil(len(x_train) / batch_size)
     n_steps = epochs * n_batches
     opt = torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay, fused=device.type in ("cpu", "cuda"))
@@ -179,10 +148,8 @@ def fit(
             "seed": seed,
             "device": device.type,
         }
-        sums = zip(("x", "y", "x_val", "y_val"), (of_x, of_y, *of_val), strict=False)
-        data = {name: survey.checksum for name, survey in sums}
         plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in settings.items()}
-        run = {**describe_versions(), **plain, **data, **describe_model(model)}
+        run = {**describe_versions(), **plain, **given.checksums, **describe_model(model)}
         checkpoint = FitCheckpoint(checkpoint_path, run)
     label = verbose if isinstance(verbose, str) else "epochs"
     done = Progress(_snapshot(model))
@@ -199,7 +166,7 @@ def fit(
                 for b, rows in enumerate(torch.tensor_split(order, n_batches)):
                     for group in opt.param_groups:
                         group["lr"] = _rate(lr, schedule, first + b, n_steps)
-                    loss = _loss(crit, model(x_train[rows]), y_train[rows], of_y.gaps)
+                    loss = _loss(crit, model(x_train[rows]), y_train[rows], given.gaps)
                     opt.zero_grad(set_to_none=True)
                     loss.backward()
                     opt.step()
@@ -309,13 +276,6 @@ def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
-
-
-def _check_measured(model: torch.nn.Module, y: Survey) -> None:
-    if not bool(y.measured.all()):
-        seen = zip(node_names(model, "output"), y.measured.tolist(), strict=True)
-        names = [name for name, measured in seen if not measured]
-        raise ValueError(f"y has no measured value to train on for {some_names(names)}")
 
 
 def _check_options(
