@@ -269,7 +269,6 @@ def _warm() -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    import hypothesis  # noqa: F401
     import matplotlib.pyplot  # noqa: F401
     import networkx  # noqa: F401
     import pandas  # noqa: F401
