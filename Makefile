@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test scatter lint tutorials docs bench clean
+.PHONY: demo test scatter lint tutorials docs mutation bench clean
 
 $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard gsnn/kernels/csrc/*.[ch])
 	$(PYTHON) -m venv $(VENV)
@@ -44,6 +44,9 @@ docs: $(VENV)/.docs  ## docs/_build/html/index.html; a warning is an error
 $(VENV)/.docs: $(STAMP)
 	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
 	touch $@
+
+mutation: $(STAMP)  ## does the suite notice wrong changes? a seeded sample, about an hour
+	$(BIN)/python tests/mutate.py --workers 2 --sample 300 --seed 0 --least 85
 
 bench: $(STAMP)
 	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
