@@ -40,7 +40,7 @@ def _normalize(norm, z, kind, weight, bias, training, eps=1e-5):
     if kind == "layer":
         unit = (z - z.mean(2, keepdim=True)) / (z.var(2, unbiased=False, keepdim=True) + eps).sqrt()
     elif kind == "rms":
-        unit = z / (z.pow(2).mean(2, keepdim=True) + eps).sqrt()
+        unit = z / (z.pow(2).mean(2, keepdim=True) + 1e-6).sqrt()
     elif kind == "softmax":
         unit = z.exp() / z.exp().sum(2, keepdim=True)
     elif kind in ("groupbatch", "batch"):

@@ -44,7 +44,7 @@ TESTS = {
     "gsnn/app/report.py": RUN,
     "gsnn/app/settings.py": RUN,
     "gsnn/app/workflow.py": [*RUN, "test_resume.py"],
-    "gsnn/data/tables.py": ["test_tables.py", "test_main_job.py", "test_workflow.py"],
+    "gsnn/data/tables.py": ["test_tables.py", "test_workflow.py"],
     "gsnn/stats/moments.py": ["test_moments.py", "test_inferer.py"],
     "gsnn/stats/processes.py": ["test_distributed.py"],
     "gsnn/stats/ranking.py": ["test_ranking.py", "test_inferer.py"],

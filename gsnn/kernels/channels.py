@@ -7,19 +7,20 @@ import torch
 
 from gsnn.kernels.bucketed import Tensor, differentiable_grads, plain_needed
 
-EPS = 1e-5
+EPS = 1e-5  # under the root of the norms that centre
+_RMS_EPS = 1e-6  # and of the one that does not, as published
 _LOG2_E = math.log2(math.e)
 
 Dims = tuple[int, ...]
 
 
 def unit_scale(z: Tensor, dims: Dims, centre: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """``(z - m) s`` with s = 1 / sqrt(v + 1e-5); also s and m. Without autograd."""
+    """``(z - m) s`` with s = 1 / sqrt(v + eps); also s and m. Without autograd."""
     mean = None
     if centre:
         mean = z.mean(dims, keepdim=True)
         z = z - mean
-    scale = z.square().mean(dims, keepdim=True).add_(EPS).rsqrt_()
+    scale = z.square().mean(dims, keepdim=True).add_(EPS if centre else _RMS_EPS).rsqrt_()
     return (z.mul_(scale) if centre else z * scale), scale, mean
 
 
@@ -50,7 +51,7 @@ def plain_unit(
     """:func:`standardize` by differentiable operations."""
     mean = z.mean(dims, keepdim=True) if centre else None
     centred = z if mean is None else z - mean
-    scale = (centred.square().mean(dims, keepdim=True) + EPS).rsqrt()
+    scale = (centred.square().mean(dims, keepdim=True) + (EPS if centre else _RMS_EPS)).rsqrt()
     unit = centred * scale
     result = unit if weight is None or bias is None else unit * weight + bias
     return result, scale.detach(), None if mean is None else mean.detach()

@@ -36,7 +36,7 @@ LANES = 16
 # Multiplications below which a second thread costs more than it saves.
 _WORTH_A_THREAD = 2_000_000
 # Of `gsnn_version` in blocks.c: a library with other structures must not be called.
-_VERSION = 3
+_VERSION = 4
 _SHARES = 16
 _POOLED = 1 << 15  # elements
 _LINE = 64

@@ -213,7 +213,7 @@ static void NAME(activate)(const plan_t *plan, const block_t *k, int64_t place, 
         s->w[e] = values + plan->in_weight[first + e] * C;
     }
     NAME(gather)(s->unit, k->in_bias ? (const REAL *)k->in_bias + node * C : 0, s->w, s->x, n, C, width);
-    const REAL eps = (REAL)1e-5;
+    const REAL eps = k->centre ? (REAL)1e-5 : (REAL)1e-6;
     const REAL weight = k->scale ? ((const REAL *)k->scale)[node] : 1;
     const REAL shift = k->shift ? ((const REAL *)k->shift)[node] : 0;
     if (k->norm == PER_SAMPLE) {
