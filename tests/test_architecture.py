@@ -34,7 +34,12 @@ ARROWS: dict[str, set[str]] = {
 ARROWS["app"] = set(ARROWS)
 # Modules that need more than their room: an edge is added by building and training the larger network.
 BUILDERS = {"models", "data", "train", "io.container"}
-MODULE_ARROWS = {"optim.staging": BUILDERS, "optim.complete": BUILDERS, "optim.verify": BUILDERS}
+MODULE_ARROWS = {
+    "optim.staging": BUILDERS,
+    "optim.complete": BUILDERS,
+    "optim.verify": BUILDERS,
+    "train.side_by_side": {"models"},
+}
 LOOSE = {"_checks", "_delimited", "_text", "_modes", "_progress"}
 CORE = {
     "torch",

@@ -107,14 +107,21 @@ class SideBySide(torch.nn.Module):
 
     def members(self) -> list[GSNN]:
         """K GSNNs of their own with the weights, running statistics and modes as they are now."""
-        models = []
-        for number, template in enumerate(self._templates):
-            model, state = copied(template), self._state(number)
-            with torch.no_grad():  # not by state_dict, which names shared weights once for each block
-                for name, param in model.named_parameters():
-                    param.copy_(state[name])
-            models.append(model)
+        models = [copied(template) for template in self._templates]
+        for number, model in enumerate(models):
+            self.write(number, model)
         return models
+
+    @torch.no_grad()
+    def write(self, member: int, model: GSNN) -> None:
+        """Give ``model``, of the member's graph and arguments, its weights and running statistics."""
+        state = self._state(member)
+        for name, param in model.named_parameters():
+            param.copy_(state[name])
+        blocks = (block for block in model._blocks if block.norm.over_batch)
+        for block, norm in zip(blocks, self._norms[member], strict=True):
+            for name in _STATISTICS:
+                getattr(block.norm, name).copy_(getattr(norm, name))
 
     def train(self, mode: bool = True) -> "SideBySide":
         """Training or eval mode of all members."""

@@ -3,5 +3,6 @@
 from gsnn.data.scaling import Scaling
 from gsnn.train.history import History
 from gsnn.train.loop import SCHEDULES, fit, predict
+from gsnn.train.side_by_side import fit_side_by_side
 
-__all__ = ["SCHEDULES", "History", "Scaling", "fit", "predict"]
+__all__ = ["SCHEDULES", "History", "Scaling", "fit", "fit_side_by_side", "predict"]

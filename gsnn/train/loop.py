@@ -107,7 +107,7 @@ def fit(
             validation loss; the initial ones where there is none) are put back first, and the checkpoint is
             deleted.
     """
-    _check_options(epochs, batch_size, lr, weight_decay, patience, schedule, validation, restore_best)
+    check_options(epochs, batch_size, lr, weight_decay, patience, schedule, validation, restore_best)
     whole("checkpoint_every", checkpoint_every)
     if checkpoint_path is not None:
         if seed is None:
@@ -158,15 +158,15 @@ def fit(
             checkpoint.resume(model, opt, rng, done)
         set_scaling(model, scaling)
         with contextlib.closing(ProgressBar(epochs, label, bool(verbose), done=done.epoch)) as bar:
-            while done.epoch < epochs and not _stops(done, patience):
+            while done.epoch < epochs and not stops(done, patience):
                 model.train()
                 first = done.epoch * n_batches
                 order = torch.randperm(len(x_train), generator=rng).to(device)
                 total, count = torch.zeros((), device=device, dtype=torch.float64), 0
                 for b, rows in enumerate(torch.tensor_split(order, n_batches)):
                     for group in opt.param_groups:
-                        group["lr"] = _rate(lr, schedule, first + b, n_steps)
-                    loss = _loss(crit, model(x_train[rows]), y_train[rows], given.gaps)
+                        group["lr"] = rate(lr, schedule, first + b, n_steps)
+                    loss = loss_of(crit, model(x_train[rows]), y_train[rows], given.gaps)
                     opt.zero_grad(set_to_none=True)
                     loss.backward()
                     opt.step()
@@ -175,7 +175,7 @@ def fit(
                 opt.zero_grad(set_to_none=True)
                 done.train_loss.append(float(total) / count)
                 done.val_loss.append(math.nan if val is None else _evaluate(model, crit, *val, batch_size))
-                done.lr.append(_rate(lr, schedule, first, n_steps))
+                done.lr.append(rate(lr, schedule, first, n_steps))
                 losses = {"train": done.train_loss[-1]} | ({} if val is None else {"val": done.val_loss[-1]})
                 if not all(map(math.isfinite, losses.values())):
                     model.load_state_dict(done.best)
@@ -193,7 +193,7 @@ def fit(
                 if val is not None and losses["val"] < done.best_loss:
                     done.best, done.best_epoch = _snapshot(model), done.epoch
                 if checkpoint is not None and (
-                    done.epoch % checkpoint_every == 0 or done.epoch == epochs or _stops(done, patience)
+                    done.epoch % checkpoint_every == 0 or done.epoch == epochs or stops(done, patience)
                 ):
                     checkpoint.save(model, opt, rng, done)
                 bar.update(**losses)
@@ -202,7 +202,7 @@ def fit(
         best_epoch = done.best_epoch
         model.load_state_dict(done.best)
     return History(
-        tuple(done.train_loss), tuple(done.val_loss), tuple(done.lr), best_epoch, _stops(done, patience)
+        tuple(done.train_loss), tuple(done.val_loss), tuple(done.lr), best_epoch, stops(done, patience)
     )
 
 
@@ -239,15 +239,18 @@ def predict(model: torch.nn.Module, x: Any, *, batch_size: int = 1024) -> Any:
     return pd.DataFrame(out, index=samples, columns=node_names(model, "output"))
 
 
-def _stops(done: Progress, patience: int | None) -> bool:
+def stops(done: Progress, patience: int | None) -> bool:
+    """Whether no epoch in ``patience`` has lowered the validation loss."""
     return patience is not None and done.epoch - done.best_epoch >= patience
 
 
-def _rate(lr: float, schedule: str, step: int, n_steps: int) -> float:
+def rate(lr: float, schedule: str, step: int, n_steps: int) -> float:
+    """The learning rate of a step (from 0) of ``n_steps``."""
     return lr if schedule == "constant" else lr * 0.5 * (1.0 + math.cos(math.pi * step / n_steps))
 
 
-def _loss(crit: Criterion, yhat: torch.Tensor, y: torch.Tensor, gaps: bool) -> torch.Tensor:
+def loss_of(crit: Criterion, yhat: torch.Tensor, y: torch.Tensor, gaps: bool) -> torch.Tensor:
+    """``crit`` over the entries of y that were measured."""
     if not gaps:
         return crit(yhat, y)
     measured = ~y.isnan()
@@ -260,7 +263,7 @@ def _evaluate(model: torch.nn.Module, crit: Criterion, x: Table, y: Table, batch
     with torch.no_grad():
         yhat = torch.cat([model(x[i : i + batch_size]) for i in range(0, len(x), batch_size)])
         measured = y[:]
-        return float(_loss(crit, yhat, measured, bool(measured.isnan().any())))
+        return float(loss_of(crit, yhat, measured, bool(measured.isnan().any())))
 
 
 def _snapshot(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -278,7 +281,7 @@ def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _check_options(
+def check_options(
     epochs: int,
     batch_size: int,
     lr: float,
@@ -288,6 +291,7 @@ def _check_options(
     validation: tuple[Any, Any] | float | None,
     restore_best: bool,
 ) -> None:
+    """Refuse arguments of ``fit`` that are out of range."""
     whole("epochs", epochs)
     whole("batch_size", batch_size)
     if not (lr > 0 and math.isfinite(lr)):

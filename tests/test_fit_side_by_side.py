@@ -1,0 +1,165 @@
+"""fit_side_by_side: every model ends where ``fit`` alone would have taken it."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from dense_oracle import random_graph
+
+from gsnn.models.GSNN import GSNN
+from gsnn.models.SideBySide import SideBySide
+from gsnn.train import side_by_side as module
+from gsnn.train.loop import fit, predict
+from gsnn.train.side_by_side import fit_side_by_side
+
+
+def networks(differ=False, n=3, dtype=torch.float64, **arguments):
+    arguments = {"channels": 3, "layers": 3, "norm": "groupbatch", "share_layers": False, **arguments}
+    models = []
+    for k in range(n):
+        generator = torch.Generator().manual_seed(k * differ)
+        edges, names = random_graph(generator, n_function=9 + 2 * k * differ)
+        with torch.random.fork_rng():
+            torch.manual_seed(k)
+            models.append(GSNN(edges, names, **arguments).to(dtype))
+    return models
+
+
+def tables(sizes=(40, 40, 33), gaps=False):
+    rng = np.random.default_rng(0)
+    data = []
+    for size in sizes:
+        x = rng.normal(size=(size, 5)) * 3 + 1
+        y = np.tanh(x[:, :4]) + 0.1 * rng.normal(size=(size, 4))
+        if gaps:
+            y[rng.random(y.shape) < 0.2] = np.nan
+        data.append((x, y))
+    return data
+
+
+def assert_same(models, histories, alone, expected):
+    for model, history, other, want in zip(models, histories, alone, expected, strict=True):
+        for name, value in other.state_dict().items():
+            torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-7, atol=1e-8)
+        for name in ("train_loss", "val_loss", "lr"):
+            np.testing.assert_allclose(getattr(history, name), getattr(want, name), rtol=1e-8)
+        assert (history.best_epoch, history.stopped_early) == (want.best_epoch, want.stopped_early)
+        assert getattr(model, "scaling", None) == getattr(other, "scaling", None)
+        assert model.training == other.training
+
+
+OPTIONS = {
+    "plain": {},
+    "scaled, gaps": {"standardize": True, "gaps": True},
+    "watched": {"validation": True, "restore_best": False},
+    "restored": {"validation": True, "lr": 0.05},
+    "stops early": {"validation": True, "patience": 2, "lr": 0.05, "epochs": 25},
+    "a fraction": {"validation": 0.3},
+    "constant": {"schedule": "constant", "weight_decay": 0.1},
+    "other loss": {"crit": torch.nn.functional.l1_loss},
+    "dropout": {"dropout": 0.3},
+    "dropout, layer": {"dropout": 0.3, "norm": "layer", "share_layers": True},
+    "other graphs": {"differ": True, "share_layers": True},
+    "one by one": {"nonlin": torch.nn.Tanh, "dropout": 0.2},
+}
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+def test_each_ends_where_fit_alone_would_take_it(case):
+    options = {"epochs": 5, "batch_size": 8, "lr": 0.01, "verbose": False, **OPTIONS[case]}
+    of_model = {
+        k: options.pop(k) for k in ("dropout", "norm", "share_layers", "nonlin", "differ") if k in options
+    }
+    data, held = tables(gaps=options.pop("gaps", False)), options.pop("validation", None)
+    aside = (
+        [None] * 3 if held is None else [held] * 3 if held is not True else [tables((13,))[0]] * 2 + [None]
+    )
+    if "patience" in options:
+        aside[2] = tables((11,))[0]
+    models = networks(**of_model)
+    models[1].ResBlocks[0].eval()
+    alone = copy.deepcopy(models)
+    seeds = [7, 8, 9]
+    state = torch.get_rng_state()
+    histories = fit_side_by_side(models, data, seeds=seeds, validation=aside, **options)
+    assert torch.equal(torch.get_rng_state(), state)
+    expected = [
+        fit(model, *d, seed=seed, validation=v, **options)
+        for model, d, seed, v in zip(alone, data, seeds, aside, strict=True)
+    ]
+    if case == "stops early":
+        assert any(history.stopped_early for history in expected)
+    assert_same(models, histories, alone, expected)
+    assert [m.training for m in models[1].modules()] == [m.training for m in alone[1].modules()]
+    for model, other, (x, _) in zip(models, alone, data, strict=True):
+        np.testing.assert_allclose(predict(model, x), predict(other, x), rtol=1e-6, atol=1e-7)
+
+
+def test_lots_change_nothing(monkeypatch):
+    found = []
+    for most in (2**30, 1):
+        monkeypatch.setattr(module, "_MOST_BYTES", most)
+        models = networks(dropout=0.2)
+        fit_side_by_side(models, tables(), seeds=[1, 2, 3], epochs=3, batch_size=8, verbose=False)
+        found.append([value for model in models for value in model.state_dict().values()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("most", [2**30, 1])
+@pytest.mark.parametrize("steps", [1, 7, 12, 23, 29])
+def test_an_interrupted_fit_goes_on(tmp_path, monkeypatch, steps, most):
+    """Killed after some steps, in a lot or in the next; the last file need not be of that step."""
+    monkeypatch.setattr(module, "_MOST_BYTES", most)
+    options = {"seeds": [1, 2, 3], "epochs": 6, "batch_size": 8, "standardize": True, "verbose": False}
+    options["validation"] = [tables((13,))[0]] * 3
+    data = tables((40, 40, 22))
+    whole_models = networks(dropout=0.2)
+    expected = fit_side_by_side(whole_models, data, **options)
+    left, step = [steps], module._Lot._one_step
+
+    def dying(self):
+        if not left[0]:
+            raise Killed
+        left[0] -= 1
+        step(self)
+
+    monkeypatch.setattr(module._Lot, "_one_step", dying)
+    options["checkpoint_path"] = tmp_path / "fit.safetensors"
+    with pytest.raises(Killed):
+        fit_side_by_side(networks(dropout=0.2), data, **options)
+    monkeypatch.setattr(module._Lot, "_one_step", step)
+    for _ in range(2):  # the second time everything is finished
+        models = networks(dropout=0.2)
+        histories = fit_side_by_side(models, data, **options)
+        assert [history.train_loss for history in histories] == [history.train_loss for history in expected]
+        for model, other in zip(models, whole_models, strict=True):
+            assert all(torch.equal(value, model.state_dict()[k]) for k, value in other.state_dict().items())
+    with pytest.raises(ValueError, match="lr was"):
+        fit_side_by_side(networks(dropout=0.2), data, lr=0.5, **options)
+
+
+def test_a_loss_that_explodes():
+    models = networks()
+    before = [copy.deepcopy(model.state_dict()) for model in models]
+    data = tables()
+    data[1] = (data[1][0], data[1][1] * 1e200)
+    with pytest.raises(FloatingPointError, match="model 1"):
+        fit_side_by_side(models, data, seeds=[0, 1, 2], epochs=3, batch_size=8, verbose=False)
+    for model, state in zip(models, before, strict=True):
+        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_wrong_arguments():
+    models, data = networks(), tables()
+    with pytest.raises(ValueError, match="seeds must have one entry"):
+        fit_side_by_side(models, data, seeds=[1])
+    with pytest.raises(ValueError, match="same model twice"):
+        fit_side_by_side([models[0]] * 3, data, seeds=[1, 2, 3])
+    with pytest.raises(ValueError, match="epochs"):
+        fit_side_by_side(models, data, seeds=[1, 2, 3], epochs=0)
+    assert isinstance(SideBySide(models), torch.nn.Module)
