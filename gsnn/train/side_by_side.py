@@ -75,8 +75,8 @@ def fit_side_by_side(
     The results are those of :func:`gsnn.train.fit`, up to rounding: each model has its own samples,
     batches, scaling, learning rate schedule, dropout (on the CPU), early stop and running statistics.
     The models must have equal arguments; their graphs may differ. See
-    :class:`gsnn.models.SideBySide.SideBySide` for what is fast. Where their states would take more than 1 GiB,
-    they are trained in several lots.
+    :class:`gsnn.models.SideBySide.SideBySide` for what is fast. Where their states would take more
+    than 1 GiB, they are trained in several lots.
 
     Args:
         models: K GSNNs, each in the list once.
