@@ -35,16 +35,19 @@ from queue import Queue
 ROOT = Path(__file__).resolve().parents[1]
 TIME_LIMIT = 240.0  # seconds; a mutant that hangs is noticed
 
-RUN = ["test_workflow.py", "test_report_html.py", "test_cli.py"]
+RUN = ["test_main_job.py", "test_workflow.py", "test_report_html.py", "test_cli.py"]
 TESTS = {
     "gsnn/train/history.py": ["test_train.py"],
     "gsnn/train/loop.py": ["test_train_oracle.py", "test_train.py", "test_resume.py", "test_rows.py"],
     "gsnn/train/resume.py": ["test_resume.py"],
+    "gsnn/train/tables.py": ["test_train_oracle.py", "test_train.py", "test_rows.py"],
+    "gsnn/app/candidates.py": RUN,
     "gsnn/app/compare.py": ["test_compare.py", *RUN],
     "gsnn/app/report.py": RUN,
     "gsnn/app/settings.py": RUN,
     "gsnn/app/workflow.py": [*RUN, "test_resume.py"],
-    "gsnn/data/tables.py": ["test_tables.py", "test_workflow.py"],
+    "gsnn/data/tables.py": ["test_tables.py", "test_main_job.py", "test_workflow.py"],
+    "gsnn/stats/baselines.py": ["test_compare.py", "test_main_job.py"],
     "gsnn/stats/moments.py": ["test_moments.py", "test_inferer.py"],
     "gsnn/stats/processes.py": ["test_distributed.py"],
     "gsnn/stats/ranking.py": ["test_ranking.py", "test_inferer.py"],
@@ -209,8 +212,9 @@ class Worker:
     def __init__(self, folder: Path) -> None:
         self.root = folder
         for name in ("gsnn", "tests", "benchmarks", "docs", "tutorials"):
-            skipped = shutil.ignore_patterns("__pycache__", "_build")
-            shutil.copytree(ROOT / name, folder / name, ignore=skipped)
+            shutil.copytree(
+                ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "_build")
+            )
         for path in ROOT.iterdir():
             if path.is_file():
                 shutil.copy2(path, folder / path.name)
@@ -218,11 +222,12 @@ class Worker:
     def survives(self, mutant: Mutant, show: bool = False) -> tuple[bool, float]:
         """Whether all tests pass on the mutant, and the seconds that it took to know."""
         target, start = self.root / mutant.path, time.monotonic()
+        original = target.read_text()
         target.write_text(mutant.text)
         try:
             return self.passes(TESTS[mutant.path], show), time.monotonic() - start
         finally:
-            shutil.copy2(ROOT / mutant.path, target)
+            target.write_text(original)
 
     def passes(self, files: list[str], show: bool = False) -> bool:
         """Run test files in a forked process; False too where it runs out of time."""

@@ -425,3 +425,24 @@ def test_bad_arguments(change, error, message):
     arguments = {"model": make()[0], "pathway_membership": SCENARIO.membership, **change}
     with pytest.raises(error, match=message):
         PathwayLatentRegularizer(**arguments)
+
+
+def test_blocks_that_no_signal_has_reached_are_not_averaged_over():
+    """Each membership of each channel by np.corrcoef with the mean of the others, block by block."""
+    model, x = make(layers=5)
+    table = np.asarray(SCENARIO.membership, dtype=float)
+    regularizer = PathwayLatentRegularizer(model, table, lambda_sim=1.0, phi="channel", eps=1e-12)
+    model(x)
+    sim, _ = regularizer.loss(model)
+    blocks = []
+    for a in captured(model):  # (N, C, B)
+        active = np.sqrt(a.var(2).mean(1)) >= 1e-3
+        found = []
+        for members in table != 0:
+            live = np.flatnonzero(members & active)
+            for i in live if len(live) > 1 else ():
+                others = a[live[live != i]].mean(0)
+                found += [np.corrcoef(a[i, c], others[c])[0, 1] for c in range(C)]
+        blocks.append(np.mean(found) if found else np.nan)
+    assert np.isnan(blocks[0]) and np.isfinite(blocks[-1])
+    assert sim.item() == pytest.approx(-np.nanmean(blocks), rel=1e-6)
