@@ -17,7 +17,7 @@ import _scenarios
 import numpy as np
 import pandas as pd
 import torch
-from _stamp import stamp
+from _stamp import command_line, stamp
 from _tables import interval
 from joblib import Parallel, delayed
 from torch.nn.functional import mse_loss
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, default=OUT)
-    args = parser.parse_args()
+    args = command_line(parser)
     cells = [(name, seed, setting) for seed in range(args.seeds) for name in SCENARIOS for setting in RUNS]
     workers = Parallel(n_jobs=args.jobs, return_as="generator")
     found = list(tqdm(workers(delayed(one)(*cell) for cell in cells), total=len(cells)))

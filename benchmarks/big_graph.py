@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from _stamp import stamp
+from _stamp import command_line, stamp
 
 from gsnn.graph import EDGE_TYPES, HeteroGraph
 from gsnn.models.GSNN import GSNN
@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--part", choices=["plans", "inference"], help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    args = command_line(parser)
     torch.set_num_threads(args.threads)
 
     rows: list[dict] = []

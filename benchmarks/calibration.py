@@ -18,7 +18,7 @@ import networkx as nx
 import numpy as np
 import pandas as pd
 import torch
-from _stamp import stamp
+from _stamp import command_line, stamp
 from _tables import interval
 from joblib import Parallel, delayed
 from repair import LAYERS, scenario
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--noise", nargs="+", default=["even", "uneven"])
     parser.add_argument("--graphs", nargs="+", default=["complete", "partial"])
     parser.add_argument("--out", type=Path, default=OUT)
-    args = parser.parse_args()
+    args = command_line(parser)
     seeds = range(args.first, args.first + args.seeds)
     cells = product(args.scenarios, seeds, args.graphs, args.samples, args.noise)
     rows = pd.DataFrame(Parallel(n_jobs=args.jobs)(delayed(one)(*cell) for cell in cells))

@@ -26,7 +26,7 @@ import _methods
 import _scenarios
 import pandas as pd
 import torch
-from _stamp import stamp
+from _stamp import command_line, stamp
 from _tables import judged, rows_of, summary_of
 from joblib import Parallel, delayed, parallel_config
 from tqdm import tqdm
@@ -117,7 +117,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--finished", action="store_true", help="run nothing; report the cells in the cache")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the tables and of figures/")
     parser.add_argument("--cache", type=Path, default=CACHE)
-    args = parser.parse_args(arguments)
+    args = command_line(parser, arguments)
     wanted = args.scenarios or list(_scenarios.RECIPES)
     names = [name for name in wanted if _scenarios.present(name)]
     for name in sorted(set(wanted) - set(names)):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from _stamp import stamp
+from _stamp import command_line, stamp
 from torch.utils.data import DataLoader, TensorDataset
 
 from gsnn.models.GSNN import GSNN
@@ -112,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--graphs", type=int, default=8, help="random graphs per norm")
     parser.add_argument("--out", type=Path, help="CSV to write")
-    arguments = parser.parse_args()
+    arguments = command_line(parser)
     found = {
         **parameter_counts(),
         **gradient_errors(arguments.graphs),

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from _stamp import stamp
+from _stamp import command_line, stamp
 from torch.utils.benchmark import Timer
 
 SIZE = (50, 87, 8, 64, 6)
@@ -66,7 +66,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--out", type=Path, help="CSV to write")
-    arguments = parser.parse_args()
+    arguments = command_line(parser)
     if shutil.which("valgrind") is None:
         print("valgrind is not installed: no instructions counted")
         return

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import post_hoc
-from _stamp import stamp
+from _stamp import command_line, stamp
 from joblib import Parallel, delayed
 
 from gsnn.optim.edge_table import judge
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, default=OUT)
-    args = parser.parse_args()
+    args = command_line(parser)
     found = Parallel(n_jobs=args.jobs)(delayed(one_seed)(seed) for seed in range(args.seeds))
     rows = pd.DataFrame([row for part in found for row in part])
     print(summarise(rows).to_string(index=False))

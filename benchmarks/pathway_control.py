@@ -38,7 +38,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from _stamp import stamp
+from _stamp import command_line, stamp
 from joblib import Parallel, delayed
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
@@ -259,7 +259,7 @@ def main() -> None:
     parser.add_argument("--phis", nargs="+", help="only these")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, default=OUT)
-    args = parser.parse_args()
+    args = command_line(parser)
     args.out.parent.mkdir(exist_ok=True)
     rows = pd.read_csv(args.out) if args.out.exists() else pd.DataFrame(columns=list(Cell._fields))
     for name, value in SETTINGS.items():  # a table of other settings is begun anew

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from _networks import random_model
-from _stamp import stamp
+from _stamp import command_line, stamp
 
 from gsnn.models.PathwayLatentRegularizer import PathwayLatentRegularizer
 
@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=100)
     parser.add_argument("--out", type=Path, default=OUT)
-    args = parser.parse_args()
+    args = command_line(parser)
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
     variants: dict[tuple[str, int], PathwayLatentRegularizer | None] = {("none", 0): None}

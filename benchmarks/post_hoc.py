@@ -16,7 +16,7 @@ import networkx as nx
 import numpy as np
 import pandas as pd
 import torch
-from _stamp import stamp
+from _stamp import command_line, stamp
 from joblib import Parallel, delayed
 from sklearn.linear_model import LinearRegression
 from torch.utils.data import DataLoader, TensorDataset
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, default=OUT)
-    args = parser.parse_args()
+    args = command_line(parser)
     found = Parallel(n_jobs=args.jobs)(delayed(one_seed)(seed) for seed in range(args.seeds))
     rows = pd.DataFrame([row for part in found for row in part])
     measures = list(rows.columns[3:])

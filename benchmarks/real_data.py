@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from _stamp import stamp
+from _stamp import command_line, stamp
 from joblib import Parallel, delayed
 
 from gsnn.app.compare import make_splits, scores
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, default=OUT)
-    args = parser.parse_args()
+    args = command_line(parser)
     present = [name for name in SETS if (DATA / name).is_dir()]
     for name in set(SETS) - set(present):
         print(f"skipped {name}: no folder {DATA / name}; GSNN_DATA says where the data are")

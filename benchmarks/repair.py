@@ -17,7 +17,7 @@ import networkx as nx
 import numpy as np
 import pandas as pd
 import torch
-from _stamp import stamp
+from _stamp import command_line, stamp
 from _tables import interval
 from joblib import Parallel, delayed
 
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--scenarios", nargs="+", default=list(LAYERS), choices=list(LAYERS))
     parser.add_argument("--budgets", nargs="+", default=["all", "half", "auto"])
     parser.add_argument("--out", type=Path, default=OUT)
-    args = parser.parse_args()
+    args = command_line(parser)
     cells = [(name, args.first + seed, args.budgets) for seed in range(args.seeds) for name in args.scenarios]
     found = Parallel(n_jobs=args.jobs)(delayed(one)(*cell) for cell in cells)
     rows = pd.DataFrame([row for part in found for row in part])

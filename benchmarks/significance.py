@@ -16,7 +16,7 @@ import _scenarios
 import numpy as np
 import pandas as pd
 import torch
-from _stamp import stamp
+from _stamp import command_line, stamp
 from _tables import interval
 from joblib import Parallel, delayed
 from torch.nn.functional import mse_loss
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, default=OUT)
-    args = parser.parse_args()
+    args = command_line(parser)
     cells = [(name, seed) for seed in range(args.seeds) for name in SCENARIOS]
     found = Parallel(n_jobs=args.jobs)(delayed(one)(*cell) for cell in cells)
     rows = pd.DataFrame([row for part in found for row in part])

@@ -34,7 +34,7 @@ import numpy as np
 import pandas as pd
 import torch
 from _networks import baselines, random_model
-from _stamp import stamp
+from _stamp import command_line, stamp
 
 from gsnn.graph import HeteroGraph
 from gsnn.kernels import compiled as native
@@ -288,7 +288,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="CSV to write")
     parser.add_argument("--scaling", type=Path, help="measure cost against E instead: CSV, and PNG beside it")
-    arguments = parser.parse_args()
+    arguments = command_line(parser)
     torch.set_num_threads(arguments.threads)
     code = {"native": native.level()}
     if arguments.scaling:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from _networks import BatchFirst, Gather
-from _stamp import stamp
+from _stamp import command_line, stamp
 
 from gsnn.kernels import compiled as native
 from gsnn.models.GSNN import GSNN
@@ -56,7 +56,7 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, help="CSV to write")
-    arguments = parser.parse_args()
+    arguments = command_line(parser)
     torch.set_num_threads(1)
     rows = []
     for norm in ("groupbatch", "none", "layer"):

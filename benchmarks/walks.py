@@ -85,7 +85,7 @@ def timed(call, *args):
 
 def main() -> None:
     import pandas as pd
-    from _stamp import stamp
+    from _stamp import command_line, stamp
 
     from gsnn.optim.walks import Transitions, random_walks
 
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--pecanpy", default=sys.executable, help="Python of an environment with PecanPy")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=OUT)
-    args = parser.parse_args()
+    args = command_line(parser)
 
     rng = np.random.default_rng(0)
     source, node = np.sort(rng.integers(NODES, size=EDGES)), rng.integers(NODES, size=EDGES)

@@ -201,6 +201,7 @@ def test_summary_is_the_mean_over_seeds_with_its_bootstrap_interval():
 
 def test_the_whole_run_writes_tidy_stamped_tables_and_figures(tiny, tmp_path, capsys):
     words = [
+        "--dirty",
         "--seeds",
         "2",
         "--backend",
@@ -231,7 +232,7 @@ def test_the_whole_run_writes_tidy_stamped_tables_and_figures(tiny, tmp_path, ca
 
 def test_absent_data_is_said_and_skipped(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(_scenarios, "DATA", tmp_path)
-    compare.main(["--scenarios", "cno_extliver", "--out", str(tmp_path / "out")])
+    compare.main(["--dirty", "--scenarios", "cno_extliver", "--out", str(tmp_path / "out")])
     assert "skipped cno_extliver: no data in" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 

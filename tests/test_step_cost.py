@@ -102,6 +102,6 @@ def test_without_valgrind_no_instructions_are_counted(monkeypatch, capsys):
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
     instructions = importlib.import_module("instructions")
     monkeypatch.setattr(instructions.shutil, "which", lambda name: None)
-    monkeypatch.setattr(sys, "argv", ["instructions.py"])
+    monkeypatch.setattr(sys, "argv", ["instructions.py", "--dirty"])
     instructions.main()
     assert capsys.readouterr().out == "valgrind is not installed: no instructions counted\n"
