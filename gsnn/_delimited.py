@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import bz2
-import csv
 import gzip
 import io
 import lzma
+import re
 import unicodedata
 import zipfile
 import zlib
@@ -16,6 +16,12 @@ from os import PathLike
 from pathlib import Path
 
 SEPARATORS = ("\t", ",", ";")
+_MARKS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
+    (b"\xff\xfe\0\0", "utf-32"),
+    (b"\0\0\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
 _NAMES = {"\t": "tab", ",": "comma", ";": "semicolon"}
 
 
@@ -40,15 +46,15 @@ class Delimited:
         return [row[at] for row in self.rows]
 
 
-def read_delimited(path: str | PathLike[str]) -> Delimited:
+def read_delimited(path: str | PathLike[str], *, commented_out: bool = False) -> Delimited:
     """Read a table with a header line.
 
     Compression (gzip, bzip2, xz, zip with one file, zstd) is told by the content, not by the name. Text is
-    UTF-8, with or without a byte order mark, or UTF-16 with one. The separator is the one that the ending
-    promises (comma for ``.csv``, tab otherwise) unless the header has none of it and has another. A cell
-    may be quoted as pandas and spreadsheets do; a quote anywhere else is an ordinary character, and no cell
+    UTF-8, with or without a byte order mark, or UTF-16 or UTF-32 with one. The separator is the one that the
+    ending promises (comma for ``.csv``, tab otherwise) unless the header has none of it and has another. A
+    cell may be quoted as pandas and spreadsheets do; a quote elsewhere is an ordinary character, and no cell
     goes past the end of its line. Empty lines are passed over, and so are lines that begin with ``#`` and
-    have another number of cells than the table.
+    have another number of cells than the table; with ``commented_out`` all of these below the header.
 
     A header one name short of the rows, as R writes it, gets an empty first name.
 
@@ -57,8 +63,10 @@ def read_delimited(path: str | PathLike[str]) -> Delimited:
             or fewer cells than the header.
         ImportError: a zstd file without the package ``zstandard``.
     """
-    text = _decoded(_unpacked(Path(path).read_bytes(), path), path)
-    numbered = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    text = read_text(path)
+    numbered = [
+        (number, line) for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1) if line.strip()
+    ]
     plain = [(number, line) for number, line in numbered if not line.startswith("#")]
     if not plain:
         raise ValueError(f"{path} must have a header line, got an empty file")
@@ -72,6 +80,8 @@ def read_delimited(path: str | PathLike[str]) -> Delimited:
     respelt: dict[str, set[str]] = {}
     rows, lines = [], []
     for number, line in numbered[start + 1 :]:
+        if commented_out and line.startswith("#"):
+            continue
         cells = _cells(line, separator, len(header))
         if len(cells) == len(header) + 1 == width:
             header = ["", *header]
@@ -86,6 +96,15 @@ def read_delimited(path: str | PathLike[str]) -> Delimited:
         lines.append(number)
     header = [_clean(name, respelt) for name in header]
     return Delimited(str(path), separator, header, rows, lines, respelt)
+
+
+def read_text(path: str | PathLike[str]) -> str:
+    """The text of a file, plain or compressed.
+
+    Raises:
+        ValueError, ImportError: see :func:`read_delimited`.
+    """
+    return _decoded(_unpacked(Path(path).read_bytes(), path), path)
 
 
 def twins(names: Sequence[str], respelt: dict[str, set[str]]) -> list[str]:
@@ -123,10 +142,16 @@ def _cells(line: str, separator: str, expected: int | None) -> list[str]:
     plain = line.split(separator)
     if '"' not in line:
         return plain
-    try:
-        quoted = next(csv.reader([line], delimiter=separator, strict=True))
-    except csv.Error:  # a quote that does not close, or closes within a cell, is text
-        return plain
+    enclosed = re.compile(rf'"((?:[^"]|"")*)"(?={separator}|$)')
+    quoted, at = [], 0
+    while at <= len(line):
+        found = enclosed.match(line, at)
+        if found:
+            cell, at = found[1].replace('""', '"'), found.end() + 1
+        else:  # a quote that does not close, or closes within a cell, is text
+            cell = line[at:].split(separator, 1)[0]
+            at += len(cell) + 1
+        quoted.append(cell)
     if expected is not None and len(quoted) != expected and len(plain) == expected:
         return plain
     return quoted
@@ -146,7 +171,10 @@ def _unpacked(raw: bytes, path: str | PathLike[str]) -> bytes:
         if raw.startswith(b"\x1f\x8b"):
             return gzip.decompress(raw)
         if raw.startswith(b"BZh"):
-            return bz2.decompress(raw)
+            try:
+                return bz2.decompress(raw)
+            except ValueError as error:  # cut short
+                raise EOFError(str(error)) from None
         if raw.startswith(b"\xfd7zXZ\x00"):
             return lzma.decompress(raw)
         if raw.startswith(b"PK\x03\x04"):
@@ -158,7 +186,7 @@ def _unpacked(raw: bytes, path: str | PathLike[str]) -> bytes:
                     )
                     raise ValueError(f"{path} is {what}, not a table: save it as tab-separated text")
                 return archive.read(names[0])
-    except (OSError, EOFError, lzma.LZMAError, zipfile.BadZipFile, zlib.error) as error:
+    except (RuntimeError, OSError, EOFError, lzma.LZMAError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is compressed but damaged: {error}") from None
     if raw.startswith(b"\x28\xb5\x2f\xfd"):
         try:
@@ -173,10 +201,12 @@ def _unpacked(raw: bytes, path: str | PathLike[str]) -> bytes:
 
 
 def _decoded(raw: bytes, path: str | PathLike[str]) -> str:
-    encoding = "utf-16" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    encoding = next((name for mark, name in _MARKS if raw.startswith(mark)), "utf-8-sig")
     try:
         text = raw.decode(encoding)
     except UnicodeDecodeError as error:
+        if encoding != "utf-8-sig":
+            raise ValueError(f"{path} begins as {encoding} text but is damaged: {error}") from None
         shown = raw[error.start : error.start + 1].hex()
         other = "utf-16 (without a byte order mark)" if b"\x00" in raw[:200] else "latin-1 or cp1252"
         raise ValueError(

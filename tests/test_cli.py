@@ -8,6 +8,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 
+import numpy as np
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
@@ -190,3 +191,25 @@ def test_help_loads_neither_torch_nor_pandas():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")
+
+
+def test_run_with_measured_function_nodes_and_columns_of_other_names(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = pd.Index([f"{i:03}" for i in range(24)], name="sample")
+    pd.DataFrame(rng.normal(size=(24, 2)), rows, ["x1", "x2"]).to_csv(tmp_path / "X.csv")
+    y = pd.DataFrame(rng.normal(size=(24, 2)).round(3), rows, ["d", "b"])
+    y.to_csv(tmp_path / "Y.csv")
+    edges = "tf,gene,effect\nx1,a,+\nx2,b,-\na,b,activation\nb,c,inhibition\nc,d,+\n"
+    (tmp_path / "edges.csv").write_text(edges)
+    done = invoke(
+        *("run", "--edges", tmp_path / "edges.csv", "--x", tmp_path / "X.csv", "--y", tmp_path / "Y.csv"),
+        *("--source", "tf", "--target", "gene", "--sign", "effect", "--out", tmp_path / "out", *QUICK),
+    )
+    assert done.exit_code == 0, done.output
+    assert "warning: 1 column(s) of" in done.stderr and "name function nodes" in done.stderr
+    found = pd.read_csv(tmp_path / "out" / "predictions.csv", dtype={"sample": str})
+    measured = found.pivot(index="sample", columns="output", values="measured")
+    pd.testing.assert_frame_equal(measured[["d", "b"]], y, check_names=False)
+    model = gsnn.load(tmp_path / "out" / "model.safetensors")
+    assert sorted(model.graph.node_names_dict["output"]) == ["b", "d"]
+    assert sorted(model.graph.node_names_dict["function"]) == ["a", "b", "c"]

@@ -1,5 +1,6 @@
 """Matching gene sets to nodes, the shuffled control, and the warm-up."""
 
+import bz2
 import gzip
 
 import numpy as np
@@ -127,3 +128,12 @@ def test_warm_up():
     assert rising == sorted(rising)
     with pytest.raises(ValueError, match="over must be a non-negative int, got -1"):
         warm_up(0, -1)
+
+
+def test_gene_sets_are_unpacked_by_content(tmp_path):
+    path = tmp_path / "sets.gmt"
+    path.write_bytes(bz2.compress("P\tna\tIL1β\tB\n".encode("utf-16")))
+    assert read_gmt(path) == {"P": ["IL1β", "B"]}
+    path.write_bytes("P\tna\t\xe9\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"sets\.gmt is not UTF-8 text"):
+        read_gmt(path)

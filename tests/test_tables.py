@@ -1,6 +1,7 @@
 """Tables from files: what is read, and that every misfit is named before any work starts."""
 
 import bz2
+import csv
 import gzip
 import io
 import lzma
@@ -463,3 +464,98 @@ def test_a_measured_function_node_becomes_an_output(files, typed):
     }
     assert pairs == {("b", "y"), ("c", "y"), ("b", "b")}
     assert any("name function nodes" in said for said in data.warnings)
+
+
+def outputs_fed(graph):
+    names = graph.node_names_dict
+    ends = graph.edge_index_dict["function", "to", "output"].T.tolist()
+    return {(names["function"][u], names["output"][v]) for u, v in ends}
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_all_outputs_may_be_function_nodes(files, typed):
+    rows = ["drug\ta\t-1", "dose\ty\t1", "a\ty\t1", "y\tz\t-1", "z\ta\t1"]
+    types = ["input->function"] * 2 + ["function->function"] * 3
+    text = "source\ttarget\tsign" + ("\tetype\n" if typed else "\n")
+    text += "".join(
+        f"{row}\t{kind}\n" if typed else f"{row}\n" for row, kind in zip(rows, types, strict=True)
+    )
+    with pytest.warns(GraphWarning, match=r"2 column\(s\) of .*y\.tsv name function nodes.*: 'y', 'z'"):
+        data = load(files(edges=text))
+    assert outputs_fed(data.graph) == {("y", "y"), ("z", "z")}
+    assert set(data.graph.node_names_dict["function"]) == {"a", "y", "z"}
+    assert data.graph.edge_weight_dict["function", "to", "output"].tolist() == [1, 1]
+
+
+def test_what_an_input_feeds_and_y_measures_is_a_function_node_with_an_output(files):
+    with pytest.warns(GraphWarning, match=r"1 column\(s\) of .*y\.tsv name function nodes.*: 'y'"):
+        data = load(files(edges="source\ttarget\ndrug\ty\ndose\ta\na\tz\n"))
+    assert outputs_fed(data.graph) == {("y", "y"), ("a", "z")}
+
+
+def test_an_edge_that_is_commented_out_is_no_edge(files):
+    plain = load(files(edges=PLAIN)).graph
+    assert load(files(edges=PLAIN + "#c\ta\n# a\tremark\n")).graph == plain
+
+
+def test_a_table_turned_without_types_gets_its_hint(files):
+    for name in ("x", "y"):
+        with pytest.raises(ValueError, match=rf"{name}\.tsv seems to be transposed: its rows"):
+            load(files(edges=PLAIN, **{name: turned}))
+
+
+@pytest.mark.parametrize("word", ["1_0", "0x1", "--", "..", "1 2", "x"])
+def test_other_words_are_neither_numbers_nor_gaps(tmp_path, word):
+    path = tmp_path / "t.tsv"
+    path.write_text(f"id\ta\ns\t1\nt\t{word}\n")
+    with pytest.raises(ValueError, match=r"must be numeric, got '.*' in column 'a', sample 't' \(line 3\)"):
+        read_table(path)
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, zipped])
+def test_what_is_cut_short_is_named(tmp_path, pack):
+    path = tmp_path / "t.tsv"
+    path.write_bytes(pack(TEXT.encode())[:-5])
+    with pytest.raises(ValueError, match=r"t\.tsv is compressed but damaged"):
+        read_table(path)
+    path.write_bytes(TEXT.encode("utf-16")[:-1])
+    with pytest.raises(ValueError, match=r"t\.tsv begins as utf-16 text but is damaged"):
+        read_table(path)
+
+
+def test_utf32_names_itself(tmp_path):
+    path = tmp_path / "t.tsv"
+    path.write_bytes("id\té\ns\t1\n".encode("utf-32"))
+    assert read_table(path).columns.tolist() == ["é"]
+
+
+def test_only_line_ends_end_lines_and_each_cell_has_its_own_quotes(tmp_path):
+    path = tmp_path / "t.tsv"
+    path.write_text(
+        'a\tb\tc\n"x"\t"y, ""z"""\t"not closed\n1\tone\u2028two\x85\x0bthree\t3\n', encoding="utf-8"
+    )
+    rows = read_delimited(path).rows
+    assert rows == [["x", 'y, "z"', '"not closed'], ["1", "one\u2028two\x85\x0bthree", "3"]]
+
+
+odd = st.text(st.sampled_from(list("ab1\"'\t,;#\n\r é\xa0\\\u2028")), max_size=6)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.lists(st.tuples(odd, odd), min_size=1, max_size=4),
+    st.sampled_from("\t,;"),
+    st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]),
+)
+def test_odd_cells_are_read_back_or_refused(tmp_path_factory, rows, separator, quoting):
+    path = tmp_path_factory.mktemp("t") / ("t.tsv" if separator == "\t" else "t.csv")
+    table = pd.DataFrame([(f"r{k}", *row) for k, row in enumerate(rows)], columns=["k", "a", "b"])
+    table.to_csv(path, sep=separator, index=False, quoting=quoting)
+    broken = any(end in cell for row in rows for cell in row for end in "\n\r")
+    try:
+        found = read_delimited(path).rows
+    except ValueError as error:
+        assert broken and str(path) in str(error)  # a cell ends with its line
+        return
+    sent = [[cell.strip() for cell in row] for row in table.to_numpy().tolist()]
+    assert len(found) >= len(sent) if broken else found == sent

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from gsnn._delimited import read_delimited
 from gsnn._text import did_you_mean, some_names
 from gsnn.data.match import select_columns
 from gsnn.graph import interactions
 from gsnn.graph.container import EDGE_TYPES, GraphWarning, HeteroGraph
+from gsnn.graph.formats import from_tsv
 
 _GAPS = ["", "NA", "N/A", "NaN", "nan", "NULL", "null", "None", "-", "."]
 
@@ -83,12 +82,11 @@ def load_data(
     columns: dict[str, Any] = {"source": source, "target": target, "sign": sign}
     with _overheard() as said:
         if "etype" in header or nodes is not None:
-            graph = HeteroGraph.from_tsv(edges, nodes, **columns)
-            graph = _with_measured_functions(graph, str(y), ys)
+            graph = from_tsv(edges, nodes, **columns, measured=(str(y), list(ys.columns)))
         else:
             graph = _untyped_graph(edges, str(x), xs, str(y), ys, columns)
-    _refuse_transposed(graph, xs, str(x), "input")
-    _refuse_transposed(graph, ys, str(y), "output")
+    _refuse_transposed(set(graph.node_names_dict["input"]), xs, str(x), "input ")
+    _refuse_transposed(set(graph.node_names_dict["output"]), ys, str(y), "output ")
     xs = select_columns(xs, list(graph.node_names_dict["input"]), "input", str(x))
     ys = select_columns(ys, list(graph.node_names_dict["output"]), "output", str(y))
     for a, path_a, b, path_b in ((xs, str(x), ys, str(y)), (ys, str(y), xs, str(x))):
@@ -121,39 +119,12 @@ def _overheard() -> Iterator[list[str]]:
             warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
 
 
-def _refuse_transposed(graph: HeteroGraph, table: pd.DataFrame, name: str, kind: str) -> None:
-    nodes = set(graph.node_names_dict[kind])
-    if not nodes & set(table.columns) and len(nodes & set(table.index)) > len(nodes) / 2:
+def _refuse_transposed(nodes: set[str], table: pd.DataFrame, name: str, kind: str) -> None:
+    if not nodes & set(table.columns) and len(nodes & set(table.index)) > len(table) / 2:
         raise ValueError(
-            f"{name} seems to be transposed: its rows, not its columns, are called as the {kind} nodes are; "
+            f"{name} seems to be transposed: its rows, not its columns, are called as the {kind}nodes are; "
             "samples go into rows"
         )
-
-
-def _with_measured_functions(graph: HeteroGraph, y_name: str, y: pd.DataFrame) -> HeteroGraph:
-    """``graph`` with an output of the same name for each function node that Y measures, fed by it alone."""
-    names: dict[str, Any] = copy.deepcopy(dict(graph.node_names_dict))
-    index = dict(graph.edge_index_dict)
-    place = {name: k for k, name in enumerate(names["function"])}
-    measured = [name for name in y.columns if name in place and name not in names["output"]]
-    if not measured:
-        return graph
-    out_of = EDGE_TYPES[2]
-    first = len(names["output"])
-    new = torch.tensor([[place[name] for name in measured], [first + k for k in range(len(measured))]])
-    index[out_of] = torch.cat([index[out_of], new], 1)
-    names["output"] += measured
-    weight = None
-    if graph.edge_weight_dict is not None:
-        weight = dict(graph.edge_weight_dict)
-        weight[out_of] = torch.cat([weight[out_of], weight[out_of].new_ones(len(measured))])
-    warnings.warn(
-        f"{len(measured)} column(s) of {y_name} name function nodes; each is read as an output of the same "
-        f"name that this node feeds: {some_names(measured)}",
-        GraphWarning,
-        stacklevel=3,
-    )
-    return HeteroGraph(index, names, weight, warn=False)
 
 
 def _untyped_graph(
@@ -167,14 +138,23 @@ def _untyped_graph(
     """The tables say which names are inputs and outputs; sorted, so that their order plays no part."""
     rows, _ = interactions.read_table(edges)
     ends = interactions.named_columns(rows, str(edges), **columns)
-    signals = set(ends.get("source", ()))  # a measured protein that signals is a function node as well
-    graph = HeteroGraph.from_tsv(
+    if "source" not in ends or "target" not in ends:
+        raise ValueError(
+            f"{edges} must have the columns 'source' and 'target', got {some_names(map(str, rows.columns))}; "
+            "name others with --source and --target"
+        )
+    known = {*ends["source"], *ends["target"]}
+    _refuse_transposed(known, x, x_name, "")
+    _refuse_transposed(known, y, y_name, "")
+    # A measured protein that signals, or that an input feeds, is a function node as well.
+    inner = {*ends["source"], *ends["target"][ends["source"].isin(x.columns)]}
+    graph = from_tsv(
         edges,
         input_nodes=sorted(x.columns),
-        output_nodes=sorted(name for name in y.columns if name not in signals or name in set(x.columns)),
+        output_nodes=sorted(name for name in y.columns if name not in inner or name in set(x.columns)),
         **columns,
+        measured=(y_name, sorted(y.columns)),
     )
-    graph = _with_measured_functions(graph, y_name, y)
     names, index = graph.node_names_dict, graph.edge_index_dict
     between, into, out_of = (index[etype] for etype in EDGE_TYPES)
     for kind, table, nodes in (("input", x_name, into[0]), ("output", y_name, out_of[1])):
@@ -228,6 +208,8 @@ def read_table(path: FilePath) -> pd.DataFrame:
     for at, name in enumerate(names):
         cells = ["nan" if row[at + 1] in _GAPS else row[at + 1] for row in found.rows]
         try:
+            if any("_" in cell for cell in cells):  # Python reads 1_0 as 10, nobody else does
+                raise ValueError
             values[:, at] = np.array(cells, dtype=object).astype(np.float64)
         except ValueError:
             row = next(k for k, cell in enumerate(cells) if not _is_number(cell))
@@ -243,7 +225,7 @@ def _is_number(cell: str) -> bool:
         float(cell)
     except ValueError:
         return False
-    return True
+    return "_" not in cell
 
 
 def _number_hint(cell: str) -> str:

@@ -7,7 +7,7 @@ back gives an equal graph (but for a graph with no edge at all, which has no wei
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from gsnn._delimited import twins
 from gsnn._text import some_names
 from gsnn.graph.container import GraphWarning, HeteroGraph
-from gsnn.graph.interactions import SIGN_WORDS, named_columns, read_table, refuse_repeated
+from gsnn.graph.interactions import SIGN_WORDS, add_measured, named_columns, read_table, refuse_repeated
 from gsnn.graph.types import EDGE_TYPES, NODE_TYPES, EdgeType, edge_type_label
 
 _LABELS = {edge_type_label(etype): etype for etype in EDGE_TYPES}
@@ -34,6 +34,7 @@ def from_tsv(
     source: str | None = None,
     target: str | None = None,
     sign: str | None = None,
+    measured: tuple[str, Sequence[str]] | None = None,
     warn: bool = True,
 ) -> HeteroGraph:
     """Read a graph from delimited files with a header line; see :mod:`gsnn._delimited` for what is read.
@@ -50,6 +51,10 @@ def from_tsv(
     ``source_genesymbol`` and ``target_genesymbol`` is read by those (OmniPath's), and one with
     ``is_stimulation`` and ``is_inhibition`` gets its signs from them (0 where both or neither hold). Signs
     may be words: activation, stimulation, +, inhibition, repression, -.
+
+    ``measured`` is a table of outputs: what it is called, and its columns. Those that name a function node
+    and no output become outputs of the same name, each fed by its function node (with weight 1, where there
+    are weights); a warning says so.
 
     Raises ``ValueError`` naming the file, the line and the column, and ``FileNotFoundError``. Warns
     (:class:`GraphWarning`) of names that differ only by case, blanks or composed characters.
@@ -85,6 +90,7 @@ def from_tsv(
         str(edges_path),
         lambda row: f"line {found.lines[row]}",
         warn,
+        measured,
     )
 
 
@@ -277,6 +283,7 @@ def _from_table(
     where: str,
     row_name: Callable[[int], str],
     warn: bool,
+    measured: tuple[str, Sequence[str]] | None = None,
 ) -> HeteroGraph:
     _need_columns(table, ("source", "target"), where)
 
@@ -325,6 +332,8 @@ def _from_table(
         ]
         index[etype] = torch.from_numpy(np.stack(rows).astype(np.int64))
         weight[etype] = values[chosen] if weight_column is not None else values
+    if measured is not None:
+        add_measured(*measured, names, index, weight, warn)
     if weight_column is None:
         return HeteroGraph(index, names, warn=warn)
     return HeteroGraph(index, names, {e: _as_weight(w) for e, w in weight.items()}, warn=warn)

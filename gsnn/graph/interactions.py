@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from os import PathLike
 
+import numpy as np
 import pandas as pd
+import torch
 
 from gsnn._delimited import Delimited, read_delimited
 from gsnn._text import some_names
+from gsnn.graph.container import GraphWarning
+from gsnn.graph.types import EDGE_TYPES, EdgeType
 
 #: Column names of public interaction tables, for the ones that this package uses.
 _ALIASES = {
@@ -19,7 +25,9 @@ _ALIASES = {
 #: Words for a sign, in lower case.
 SIGN_WORDS = {
     **dict.fromkeys(("+", "activation", "stimulation", "activates", "stimulates", "positive"), "1"),
-    **dict.fromkeys(("-", "inhibition", "inhibits", "repression", "represses", "negative"), "-1"),
+    **dict.fromkeys(
+        ("-", "inhibition", "inhibits", "repression", "represses", "negative", "\u2212", "\u22121"), "-1"
+    ),
     **dict.fromkeys(("?", "unknown"), "0"),
 }
 
@@ -30,7 +38,7 @@ def read_table(path: str | PathLike[str]) -> tuple[pd.DataFrame, Delimited]:
     Raises:
         ValueError: see :func:`gsnn._delimited.read_delimited`; a column that is there twice.
     """
-    found = read_delimited(path)
+    found = read_delimited(path, commented_out=True)
     twice = sorted({name for name in found.header if found.header.count(name) > 1})
     if twice:
         raise ValueError(f"{path} has columns more than once: {some_names(twice)}")
@@ -93,3 +101,34 @@ def refuse_repeated(edges: pd.DataFrame, found: Delimited) -> None:
                 f"{found.path} must hold each edge once, got several of {key[0]!r} -> {key[1]!r}: "
                 f"line {first[key]} and line {line}"
             )
+
+
+def add_measured(
+    table: str,
+    columns: Sequence[str],
+    names: dict[str, list[str]],
+    index: dict[EdgeType, torch.Tensor],
+    weight: dict[EdgeType, np.ndarray],
+    warn: bool,
+) -> None:
+    """Give each function node among ``columns`` that is no output an output of its name, fed by it alone.
+
+    Adds to ``names``, ``index`` and ``weight``.
+    """
+    place = {name: k for k, name in enumerate(names["function"])}
+    taken = set(names["output"])
+    measured = [name for name in columns if name in place and name not in taken]
+    if not measured:
+        return
+    out_of, first = EDGE_TYPES[2], len(names["output"])
+    new = torch.tensor([[place[name] for name in measured], [first + k for k in range(len(measured))]])
+    index[out_of] = torch.cat([index[out_of], new], 1)
+    names["output"] = [*names["output"], *measured]
+    weight[out_of] = np.concatenate([weight[out_of], np.ones(len(measured))])
+    if warn:
+        warnings.warn(
+            f"{len(measured)} column(s) of {table} name function nodes; each is read as an output of the "
+            f"same name that this node feeds: {some_names(measured)}",
+            GraphWarning,
+            stacklevel=4,
+        )

@@ -5,17 +5,16 @@ The result goes into :class:`gsnn.models.PathwayLatentRegularizer.PathwayLatentR
 
 from __future__ import annotations
 
-import gzip
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from gsnn._delimited import read_text
 from gsnn._text import some_names
 
 if TYPE_CHECKING:
@@ -142,23 +141,21 @@ def match_pathways(
 
 
 def read_gmt(path: str | PathLike[str]) -> dict[str, list[str]]:
-    """Gene sets of a GMT file: pathway, description, genes, tab-separated; ``.gz`` is read too.
+    """Gene sets of a GMT file: pathway, description, genes, tab-separated, plain or compressed.
 
     Raises ``ValueError`` for a line without a gene and for a pathway that comes twice, with its number.
     """
-    path = Path(path)
     sets: dict[str, list[str]] = {}
-    with gzip.open(path, "rt") if path.suffix == ".gz" else open(path) as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            name, *rest = line.rstrip("\r\n").split("\t")
-            genes = [gene.strip() for gene in rest[1:] if gene.strip()]
-            if not genes:
-                raise ValueError(f"{path}, line {number}: expected name, description and genes, got {line!r}")
-            if name in sets:
-                raise ValueError(f"{path}, line {number}: the pathway {name!r} comes twice")
-            sets[name] = genes
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        name, *rest = line.rstrip("\r\n").split("\t")
+        genes = [gene.strip() for gene in rest[1:] if gene.strip()]
+        if not genes:
+            raise ValueError(f"{path}, line {number}: expected name, description and genes, got {line!r}")
+        if name in sets:
+            raise ValueError(f"{path}, line {number}: the pathway {name!r} comes twice")
+        sets[name] = genes
     return sets
 
 
