@@ -67,7 +67,7 @@ def load_data(
         group_column: which column of it, where it has several.
         source, target, sign: which columns of ``edges``; see :func:`gsnn.graph.formats.from_tsv`.
 
-    All are delimited text, compressed or not; see :mod:`gsnn._delimited`.
+    All are delimited text, compressed or not; see ``gsnn._delimited``.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -191,7 +191,7 @@ def read_table(path: FilePath) -> pd.DataFrame:
     """A numeric table: the first column names the rows, the header the other columns.
 
     A header that is one name short, as R's ``write.table`` leaves it, is understood. Empty cells, ``NA``,
-    ``NaN`` and the like become NaN. See :mod:`gsnn._delimited` for separators, quotes and compression.
+    ``NaN`` and the like become NaN. See ``gsnn._delimited`` for separators, quotes and compression.
 
     Raises:
         ValueError: an empty file, a row of another length than the header, a name that is missing or there

@@ -16,7 +16,7 @@ Names = Mapping[str, Sequence[str]]
 def added(
     edge_index: Tensors, edge_weight: Tensors | None, names: Names, pairs: Any, signs: Any
 ) -> tuple[Tensors, Tensors | None]:
-    """Edges and weights with ``pairs`` added; see :meth:`gsnn.graph.HeteroGraph.with_edges`."""
+    """Edges and weights with ``pairs`` added; see :meth:`gsnn.graph.container.HeteroGraph.with_edges`."""
     wanted = name_pairs(pairs)
     given = None if signs is None else [float(sign) for sign in signs]
     if given is not None and len(given) != len(wanted):
@@ -45,7 +45,7 @@ def added(
 def removed(
     edge_index: Tensors, edge_weight: Tensors | None, names: Names, pairs: Any
 ) -> tuple[Tensors, Tensors | None]:
-    """Edges and weights without ``pairs``; see :meth:`gsnn.graph.HeteroGraph.without_edges`."""
+    """Edges and weights without ``pairs``; see :meth:`gsnn.graph.container.HeteroGraph.without_edges`."""
     lost: dict[EdgeType, set[tuple[int, int]]] = {etype: set() for etype in EDGE_TYPES}
     here = _edge_sets(edge_index)
     for pair in name_pairs(pairs):

@@ -1,4 +1,4 @@
-"""Conversions between :class:`gsnn.graph.HeteroGraph` and tables, networkx and torch_geometric.
+"""Conversions between :class:`gsnn.graph.container.HeteroGraph` and tables, networkx and torch_geometric.
 
 All of them keep the order of nodes and edges, and the weights or their absence, so that going there and
 back gives an equal graph (but for a graph with no edge at all, which has no weights afterwards).
@@ -37,7 +37,7 @@ def from_tsv(
     measured: tuple[str, Sequence[str]] | None = None,
     warn: bool = True,
 ) -> HeteroGraph:
-    """Read a graph from delimited files with a header line; see :mod:`gsnn._delimited` for what is read.
+    """Read a graph from delimited files with a header line; see ``gsnn._delimited`` for what is read.
 
     ``edges_path`` has the columns ``source, target`` and optionally ``sign`` or ``weight`` and ``etype``, as
     in :func:`from_edge_table`. ``nodes_path``, when given, has ``node, type`` (``input``, ``function`` or

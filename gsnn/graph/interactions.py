@@ -36,7 +36,7 @@ def read_table(path: str | PathLike[str]) -> tuple[pd.DataFrame, Delimited]:
     """A table of text, and what it was read from.
 
     Raises:
-        ValueError: see :func:`gsnn._delimited.read_delimited`; a column that is there twice.
+        ValueError: see ``gsnn._delimited.read_delimited``; a column that is there twice.
     """
     found = read_delimited(path, commented_out=True)
     twice = sorted({name for name in found.header if found.header.count(name) > 1})

@@ -62,7 +62,7 @@ class GSNN(torch.nn.Module):
             same. See :mod:`gsnn.kernels.scatter` for when to use which.
 
     Attributes:
-        graph: the checked :class:`gsnn.graph.HeteroGraph`.
+        graph: the checked :class:`gsnn.graph.container.HeteroGraph`.
         config: the constructor's arguments but for the graph.
         edge_index: (2, E) flat edges; nodes ordered function, input, output; edges function ->
             function, input -> function, function -> output, then the self edges.
@@ -218,7 +218,7 @@ class GSNN(torch.nn.Module):
 
         Raises:
             ValueError: a wrong shape, or NaN in x (looked for on the CPU only: on a GPU it would
-                cost a synchronisation; :func:`gsnn.train.fit` looks everywhere).
+                cost a synchronisation; :func:`gsnn.train.loop.fit` looks everywhere).
             TypeError: x is not of the model's dtype.
         """
         if torch.is_autocast_enabled(x.device.type):

@@ -135,7 +135,8 @@ def explanation(graph: Any, table: pd.DataFrame, *, top: int = 20, ax: Axes | No
 
     Args:
         graph: the model's graph.
-        table: what :func:`gsnn.explain.attribute` or ``contrast`` returned, averaged over samples.
+        table: what :func:`gsnn.explain.attribution.attribute` or ``contrast`` returned,
+            averaged over samples.
 
     Raises:
         ValueError: the table has neither ``source, target, score`` nor ``name, score``, or names an unknown

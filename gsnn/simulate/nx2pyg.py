@@ -25,7 +25,7 @@ def nx2pyg(
 
     Nodes stand in the order of the lists, which together name every node of G once. The edges of each type
     stand in ``G.edges`` order. ``weight_attr`` is the edge attribute to take weights from, None for none.
-    ``warn`` is passed on to :class:`~gsnn.graph.HeteroGraph`.
+    ``warn`` is passed on to :class:`~gsnn.graph.container.HeteroGraph`.
 
     Raises ``TypeError`` or ``ValueError`` where G is no DiGraph, the lists and the nodes of G differ or
     overlap, an edge is not input->function, function->function or function->output, or lacks the weight.
@@ -54,6 +54,6 @@ def pyg2nx(data: Any, weight_attr: str = "weight") -> nx.DiGraph:
     Nodes carry ``type``, edges carry ``position`` (their place within their type) and, where the graph has
     weights, ``weight_attr``. ``nx2pyg`` of it, with the same lists, has the same nodes and edges.
 
-    Raises what :func:`gsnn.graph.as_graph` raises, and ``ValueError`` where two types share a name.
+    Raises what :func:`gsnn.graph.container.as_graph` raises, and ``ValueError`` where two types share a name.
     """
     return to_networkx(as_graph(data, warn=False), weight_attr)

@@ -72,7 +72,7 @@ def fit_side_by_side(
 ) -> list[History]:
     """Train each of K models in place as ``fit(models[k], *data[k], seed=seeds[k], ...)`` would, all at once.
 
-    The results are those of :func:`gsnn.train.fit`, up to rounding: each model has its own samples,
+    The results are those of :func:`gsnn.train.loop.fit`, up to rounding: each model has its own samples,
     batches, scaling, learning rate schedule, dropout (on the CPU), early stop and running statistics.
     The models must have equal arguments; their graphs may differ. See
     :class:`gsnn.models.SideBySide.SideBySide` for what is fast. Where their states would take more

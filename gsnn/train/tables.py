@@ -47,14 +47,14 @@ def prepare(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Tables:
-    """The tables of one call of :func:`gsnn.train.fit`, whose arguments these are.
+    """The tables of one call of :func:`gsnn.train.loop.fit`, whose arguments these are.
 
     Args:
         rng: draws the rows put aside where ``validation`` is a fraction.
         checksum: whether to compute checksums of the tables.
 
     Raises:
-        ValueError: what :func:`gsnn.train.fit` says of tables.
+        ValueError: what :func:`gsnn.train.loop.fit` says of tables.
     """
     xs, ys = as_pair(model, x, y, "x", "y")
     aside: tuple[Rows, Rows] | None = None
