@@ -52,8 +52,8 @@ class Interrupts:
 
     def __init__(self, monkeypatch, at=None, kind=KeyboardInterrupt):
         self.calls, self.at, self.kind = 0, at, kind
-        self.loss = train._loss
-        monkeypatch.setattr(train, "_loss", self)
+        self.loss = train.loss_of
+        monkeypatch.setattr(train, "loss_of", self)
 
     def __call__(self, *args):
         self.calls += 1
@@ -261,14 +261,14 @@ KILLED = """
 import os, signal, sys
 from gsnn.train import loop as train
 from gsnn.app.cli import app
-loss, calls = train._loss, 0
+loss, calls = train.loss_of, 0
 def fatal(*args):
     global calls
     calls += 1
     if calls == 14:
         os.kill(os.getpid(), signal.SIGKILL)
     return loss(*args)
-train._loss = fatal
+train.loss_of = fatal
 app(sys.argv[1:])
 """
 
