@@ -58,7 +58,8 @@ def rank_edges(model: GSNN, data: Data, *, verbose: bool) -> pd.DataFrame:
     p, q = table["p_value"].to_numpy(), table["q_value"].to_numpy()
     if distinct < inferer.n:  # samples with the same inputs are one draw, not many
         p = fisher_p(score, distinct, table["n_cond"].to_numpy())
-        q = benjamini_hochberg(p)
+        # The best of each target alone are no family to adjust by: they were chosen for their scores.
+        q = benjamini_hochberg(p) if top_k is None else np.full(len(p), np.nan)
     reason = np.select(
         [
             ~np.isnan(score),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gsnn._modes import evaluation_mode
+from gsnn._progress import progress
 from gsnn.optim.batch_scale import BatchScale, Crit
 from gsnn.optim.candidates import pair_weights
 from gsnn.optim.edge_table import (
@@ -136,8 +137,6 @@ class FirstOrderEdgeInferer:
     def _pass_over(
         self, dataloader: Iterable[Any], crit: Crit | None, device: torch.device | str | None, verbose: bool
     ) -> GroupMoments:
-        from tqdm import tqdm
-
         home = next(self.model.parameters()).device
         away = home if device is None else torch.device(device)
         scale_of = BatchScale(crit)
@@ -149,9 +148,7 @@ class FirstOrderEdgeInferer:
             stack.enter_context(evaluation_mode(self.model))
             stack.enter_context(self._captures.recording())
             stack.enter_context(torch.enable_grad())
-            for number, batch in enumerate(
-                tqdm(dataloader, desc="samples", disable=not verbose, leave=False)
-            ):
+            for number, batch in enumerate(progress(dataloader, "samples", verbose)):
                 h, g = self._channels(batch, scale_of, number)
                 if seen is None:
                     seen = GroupMoments(len(h), self.N, h.shape[3], h.device)
