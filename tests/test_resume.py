@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import matplotlib
 
@@ -20,6 +21,7 @@ from gsnn.app import demo as simulated
 from gsnn.app import workflow
 from gsnn.app.cli import app
 from gsnn.app.demo import write_tables
+from gsnn.app.run_folder import RunFolder
 from gsnn.app.settings import Options
 from gsnn.app.workflow import run
 from gsnn.data.tables import load_data
@@ -281,3 +283,38 @@ def test_killed_process(paths, whole, tmp_path):
     assert (done.exit_code, done.output) == (0, "")
     assert_same_files(tmp_path, whole)
     assert len(pd.read_csv(tmp_path / "predictions.csv")) == 160
+
+
+@pytest.mark.parametrize("left", ["all", "some", "nothing"])
+def test_killed_between_the_last_file_and_the_end(paths, data, whole, tmp_path, monkeypatch, left):
+    def killed(self):
+        for path in [] if left == "all" else sorted(self.path.iterdir()):
+            if left == "nothing" or path.name == "run.json":
+                path.unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "discard", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(data, tmp_path, QUICK, verbose=False)
+    assert (tmp_path / ".checkpoint").exists()
+    before = {p: p.read_bytes() for p in tmp_path.glob("*.*") if p.is_file()}
+    assert len(before) == 5
+    with monkeypatch.context() as patch:
+        counted = Interrupts(patch)
+        done = CliRunner().invoke(app, words(paths, tmp_path))
+    assert done.exit_code == 0 and counted.calls == 0 and done.stdout == ""
+    assert f"the run in {tmp_path} is finished already" in done.stderr
+    assert {p: p.read_bytes() for p in tmp_path.glob("*.*") if p.is_file()} == before
+    assert_same_files(tmp_path, whole)
+    again = CliRunner().invoke(app, words(paths, tmp_path))
+    assert again.exit_code == 2 and "is not empty" in again.stderr
+
+
+def test_another_run_in_the_place_of_a_finished_one_is_not_called_finished(data, whole, tmp_path, monkeypatch):
+    run(data, tmp_path, QUICK, verbose=False)
+    other = replace(QUICK, seed=5)
+    interrupt(data, tmp_path, monkeypatch, options=other, force=True)
+    run(data, tmp_path, other, verbose=False)
+    assert not (tmp_path / ".checkpoint").exists()
+    assert json.loads((tmp_path / "metrics.json").read_text())["settings"]["seed"] == 5

@@ -94,6 +94,7 @@ def run(
     """
     with user_errors(out):
         from gsnn.app import workflow
+        from gsnn.app.run_folder import FinishedError
         from gsnn.data.tables import load_data
 
         going_on = workflow.check_out(out, force, fresh) / ".checkpoint"
@@ -125,7 +126,11 @@ def run(
             sign=sign,
         )
         told = None if quiet else _comparison
-        result = workflow.run(data, out, options, force=force, fresh=fresh, verbose=not quiet, told=told)
+        try:
+            result = workflow.run(data, out, options, force=force, fresh=fresh, verbose=not quiet, told=told)
+        except FinishedError as done:
+            typer.echo(str(done), err=True)
+            return
     if not quiet:
         _summary(result, out, top)
 

@@ -12,18 +12,42 @@ from typing import Any
 import torch
 
 from gsnn.io import container
-from gsnn.train.resume import KIND, check_same_run
+from gsnn.train.resume import KIND, check_same_run, text_checksum
+
+
+class FinishedError(FileExistsError):
+    """The run that was asked for was stopped when all its files were written: nothing is left to do."""
 
 
 class RunFolder:
     """What an interrupted ``gsnn run`` leaves in ``out/.checkpoint``: what it is, and its finished pieces."""
 
     def __init__(self, out: Path) -> None:
+        self.out = out
         self.path = out / ".checkpoint"
 
     def exists(self) -> bool:
         """Whether there is an interrupted run."""
         return self.path.is_dir()
+
+    def check_unfinished(self, run: str) -> None:
+        """Clear up after a run that was stopped between its last file and its end.
+
+        Args:
+            run: :func:`name_of` the run, as it is in its ``metrics.json``, which is written last.
+
+        Raises:
+            FinishedError: that is what happened; the checkpoint is gone now, the files are as they were.
+        """
+        try:
+            before = json.loads((self.out / "metrics.json").read_text(encoding="utf-8"))["run"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return
+        if self.exists() and before == run:
+            self.discard()
+            raise FinishedError(
+                f"the run in {self.out} is finished already: it was stopped after its last file was written"
+            )
 
     @contextmanager
     def working(self, run: Mapping[str, Any], fresh: bool) -> Iterator[None]:
@@ -76,3 +100,8 @@ class RunFolder:
         """Delete the folder, as the run is over."""
         if self.exists():
             shutil.rmtree(self.path)
+
+
+def name_of(run: Mapping[str, Any]) -> str:
+    """A checksum that tells a run from others, for ``metrics.json``."""
+    return text_checksum(json.dumps(dict(run), sort_keys=True))

@@ -23,7 +23,7 @@ from gsnn import plot
 from gsnn.app.candidates import CAUTION, SCORE, n_pairs, rank_edges
 from gsnn.app.compare import METHODS, Array, Split, make_splits, scores
 from gsnn.app.report import describe, long_predictions, write
-from gsnn.app.run_folder import RunFolder
+from gsnn.app.run_folder import RunFolder, name_of
 from gsnn.app.settings import Options, new_model, settle
 from gsnn.data.tables import Data
 from gsnn.models.GSNN import GSNN
@@ -73,7 +73,9 @@ def run(
         told: called with sizes and scores as soon as the cross-validation is over, before the final fit.
 
     Raises:
-        FileExistsError: ``out`` is a file, or a folder that is not empty.
+        FileExistsError: ``out`` is a file, or a folder that is not empty; as
+            :class:`gsnn.app.run_folder.FinishedError` where this very run was stopped when all its files
+            were written, so that they can be used as they are.
         ValueError: options that do not fit the data; an interrupted run with other settings, data or
             versions is in ``out``.
     """
@@ -82,6 +84,9 @@ def run(
     options = settle(data, options)
     out.mkdir(parents=True, exist_ok=True)
     unfinished = RunFolder(out)
+    whole = name_of({**identity(data, options), "top": options.top, "held_out": list(map(list, held_out))})
+    if not fresh:
+        unfinished.check_unfinished(whole)
     splits = make_splits(data.y, data.groups, options.folds, options.seed)
     with unfinished.working(identity(data, options), fresh):
         with threads_for(data, options):
@@ -109,6 +114,7 @@ def run(
                 "how": SCORE,
                 "caution": CAUTION,
             },
+            "run": whole,
             "seconds": round(time.perf_counter() - start, 1),
         }
         predictions = long_predictions(data, yhat, fold)
