@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,17 @@ def test_arrows_point_down(path):
             assert here == "__main__" or allowed(module_name(path), name), (
                 f"{path}, line {line}: {here} must not import {name}"
             )
+
+
+def test_no_circles():
+    """A module that needs itself through others can be read, tested and imported only together with them."""
+    names = {module_name(path): path for path in FILES}
+    needs = {name: {there for there, _ in imports(path)} & set(names) for name, path in names.items()}
+    order = TopologicalSorter(needs)
+    try:
+        order.prepare()
+    except CycleError as error:
+        pytest.fail("a circle of imports: " + " <- ".join(error.args[1]))
 
 
 def test_every_room_is_known():

@@ -33,10 +33,10 @@ def undocumented(tree):
         if isinstance(node, ast.ClassDef) and "Protocol" not in map(ast.unparse, node.bases):
             for inner in node.body:
                 public = isinstance(inner, ast.FunctionDef) and not inner.name.startswith("_")
-                setter = public and any(
-                    ast.unparse(d).endswith((".setter", ".deleter")) for d in inner.decorator_list
+                elsewhere = public and any(
+                    ast.unparse(d).endswith((".setter", ".deleter", "overload")) for d in inner.decorator_list
                 )
-                if public and not setter and inner.name not in known and not ast.get_docstring(inner):
+                if public and not elsewhere and inner.name not in known and not ast.get_docstring(inner):
                     yield f"{node.name}.{inner.name}"
 
 

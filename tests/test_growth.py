@@ -175,10 +175,10 @@ def test_the_optimizer_goes_on(kind, options, share_layers):
         ([("function1", "nobody")], ValueError, "'nobody'"),
         ([("input1", "function2")], ValueError, "'input1'"),
         ([("function1", "function1")], ValueError, "self pair"),
-        ([PAIRS[0], PAIRS[0]], ValueError, "again"),
+        ([PAIRS[0], PAIRS[0]], ValueError, "given twice"),
         (["ab"], TypeError, "'ab'"),
-        ([("function1",)], TypeError, "pairs of names"),
-        ([(1, 2)], TypeError, "pairs of names"),
+        ([("function1",)], TypeError, "name pairs"),
+        ([(1, 2)], TypeError, "name pairs"),
     ],
 )
 def test_wrong_pairs(pairs, error, said):

@@ -161,14 +161,14 @@ def simulate(
     with user_errors():
         import pandas as pd
 
-        from gsnn.graph.formats import from_tsv
+        from gsnn.graph.container import HeteroGraph
         from gsnn.simulate.simulate import simulate as drawn
 
         if samples < 1:
             raise ValueError(f"--samples must be a positive int, got {samples}")
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise FileExistsError(f"{out} is not an empty folder; choose another")
-        graph = from_tsv(edges, nodes)
+        graph = HeteroGraph.from_tsv(edges, nodes)
         network = graph.to_networkx()
         signs = {(u, v): float(data.get("weight", 1.0)) or 1.0 for u, v, data in network.edges(data=True)}
         names = graph.node_names_dict

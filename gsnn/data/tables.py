@@ -18,7 +18,6 @@ from gsnn._text import did_you_mean, some_names
 from gsnn.data.match import select_columns
 from gsnn.graph import interactions
 from gsnn.graph.container import EDGE_TYPES, GraphWarning, HeteroGraph
-from gsnn.graph.formats import from_tsv
 
 _GAPS = ["", "NA", "N/A", "NaN", "nan", "NULL", "null", "None", "-", "."]
 
@@ -82,7 +81,7 @@ def load_data(
     columns: dict[str, Any] = {"source": source, "target": target, "sign": sign}
     with _overheard() as said:
         if "etype" in header or nodes is not None:
-            graph = from_tsv(edges, nodes, **columns, measured=(str(y), list(ys.columns)))
+            graph = HeteroGraph.from_tsv(edges, nodes, **columns, measured=(str(y), list(ys.columns)))
         else:
             graph = _untyped_graph(edges, str(x), xs, str(y), ys, columns)
     _refuse_transposed(set(graph.node_names_dict["input"]), xs, str(x), "input ")
@@ -148,7 +147,7 @@ def _untyped_graph(
     _refuse_transposed(known, y, y_name, "")
     # A measured protein that signals, or that an input feeds, is a function node as well.
     inner = {*ends["source"], *ends["target"][ends["source"].isin(x.columns)]}
-    graph = from_tsv(
+    graph = HeteroGraph.from_tsv(
         edges,
         input_nodes=sorted(x.columns),
         output_nodes=sorted(name for name in y.columns if name not in inner or name in set(x.columns)),

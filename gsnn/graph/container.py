@@ -16,7 +16,7 @@ import torch
 
 from gsnn._text import some_names
 from gsnn.graph import edits
-from gsnn.graph.types import EDGE_TYPES, NODE_TYPES, EdgeType, edge_type_label
+from gsnn.graph.types import EDGE_TYPES, NODE_TYPES, EdgeType, GraphWarning, edge_type_label
 from gsnn.graph.views import DictView, FrozenList
 
 if TYPE_CHECKING:
@@ -24,10 +24,6 @@ if TYPE_CHECKING:
 
     import networkx as nx
     import pandas as pd
-
-
-class GraphWarning(UserWarning):
-    """A graph is legal but has nodes that can never take part, such as an output that nothing feeds."""
 
 
 class HeteroGraph:
@@ -204,12 +200,13 @@ class HeteroGraph:
         source: str | None = None,
         target: str | None = None,
         sign: str | None = None,
+        measured: tuple[str, Sequence[str]] | None = None,
         warn: bool = True,
     ) -> HeteroGraph:
         """Read delimited files; see :func:`gsnn.graph.formats.from_tsv`."""
         from gsnn.graph.formats import from_tsv
 
-        return from_tsv(
+        parts = from_tsv(
             edges_path,
             nodes_path,
             input_nodes=input_nodes,
@@ -217,8 +214,10 @@ class HeteroGraph:
             source=source,
             target=target,
             sign=sign,
+            measured=measured,
             warn=warn,
         )
+        return cls(*parts, warn=warn)
 
     @classmethod
     def from_edge_table(
@@ -233,13 +232,10 @@ class HeteroGraph:
         """Read a pandas edge table; see :func:`gsnn.graph.formats.from_edge_table`."""
         from gsnn.graph.formats import from_edge_table
 
-        return from_edge_table(
-            table,
-            input_nodes=input_nodes,
-            function_nodes=function_nodes,
-            output_nodes=output_nodes,
-            warn=warn,
+        parts = from_edge_table(
+            table, input_nodes=input_nodes, function_nodes=function_nodes, output_nodes=output_nodes
         )
+        return cls(*parts, warn=warn)
 
     def to_edge_table(self) -> pd.DataFrame:
         """One row an edge, in flat order: ``source, target[, weight], etype``. Isolated nodes have no row."""
@@ -252,7 +248,7 @@ class HeteroGraph:
         """Read a DiGraph whose nodes carry ``type``; see :func:`gsnn.graph.formats.from_networkx`."""
         from gsnn.graph.formats import from_networkx
 
-        return from_networkx(G, warn=warn)
+        return cls(*from_networkx(G), warn=warn)
 
     def to_networkx(self) -> nx.DiGraph:
         """Write a DiGraph; see :func:`gsnn.graph.formats.to_networkx`."""

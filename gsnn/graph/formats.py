@@ -1,7 +1,8 @@
 """Conversions between :class:`gsnn.graph.container.HeteroGraph` and tables, networkx and torch_geometric.
 
-All of them keep the order of nodes and edges, and the weights or their absence, so that going there and
-back gives an equal graph (but for a graph with no edge at all, which has no weights afterwards).
+They are called through the methods of the graph. What reads gives the parts, from which the graph builds and
+checks itself. All of them keep the order of nodes and edges, and the weights or their absence, so that going
+there and back gives an equal graph (but for a graph with no edge at all, which has no weights afterwards).
 """
 
 from __future__ import annotations
@@ -18,9 +19,16 @@ import torch
 
 from gsnn._delimited import twins
 from gsnn._text import some_names
-from gsnn.graph.container import GraphWarning, HeteroGraph
 from gsnn.graph.interactions import SIGN_WORDS, add_measured, named_columns, read_table, refuse_repeated
-from gsnn.graph.types import EDGE_TYPES, NODE_TYPES, EdgeType, edge_type_label
+from gsnn.graph.types import (
+    EDGE_TYPES,
+    NODE_TYPES,
+    EdgeType,
+    GraphLike,
+    GraphParts,
+    GraphWarning,
+    edge_type_label,
+)
 
 _LABELS = {edge_type_label(etype): etype for etype in EDGE_TYPES}
 
@@ -36,7 +44,7 @@ def from_tsv(
     sign: str | None = None,
     measured: tuple[str, Sequence[str]] | None = None,
     warn: bool = True,
-) -> HeteroGraph:
+) -> GraphParts:
     """Read a graph from delimited files with a header line; see ``gsnn._delimited`` for what is read.
 
     ``edges_path`` has the columns ``source, target`` and optionally ``sign`` or ``weight`` and ``etype``, as
@@ -100,8 +108,7 @@ def from_edge_table(
     input_nodes: Iterable[str] | None = None,
     function_nodes: Iterable[str] | None = None,
     output_nodes: Iterable[str] | None = None,
-    warn: bool = True,
-) -> HeteroGraph:
+) -> GraphParts:
     """Read a pandas table with one row an edge.
 
     Columns ``source`` and ``target`` hold names. A column ``weight``, else one named ``sign``, gives the
@@ -118,10 +125,10 @@ def from_edge_table(
     if not isinstance(table, pd.DataFrame):
         raise TypeError(f"table must be a pandas DataFrame, got {type(table).__name__}")
     lists = {"input": input_nodes, "function": function_nodes, "output": output_nodes}
-    return _from_table(table, lists, "table", lambda row: f"row {row}", warn)
+    return _from_table(table, lists, "table", lambda row: f"row {row}", warn=False)
 
 
-def to_edge_table(graph: HeteroGraph) -> pd.DataFrame:
+def to_edge_table(graph: GraphLike) -> pd.DataFrame:
     """One row an edge in flat order, with the columns ``source, target[, weight], etype``.
 
     ``from_edge_table(table, input_nodes=..., function_nodes=..., output_nodes=...)`` with the lists of
@@ -142,7 +149,7 @@ def to_edge_table(graph: HeteroGraph) -> pd.DataFrame:
     return pd.DataFrame({**columns, "weight": np.concatenate(columns["weight"])})
 
 
-def from_networkx(G: nx.DiGraph, *, warn: bool = True) -> HeteroGraph:
+def from_networkx(G: nx.DiGraph) -> GraphParts:
     """Read a DiGraph whose nodes carry ``type`` = ``'input'``, ``'function'`` or ``'output'``.
 
     Nodes of each type stand in ``G.nodes`` order. Edges stand in the order of their ``position`` attribute,
@@ -159,7 +166,7 @@ def from_networkx(G: nx.DiGraph, *, warn: bool = True) -> HeteroGraph:
             raise ValueError(f"node {node!r} must have type {', '.join(map(repr, NODE_TYPES))}, got {kind!r}")
         names[kind].append(node)
     edges = sorted(G.edges(data="position"), key=lambda e: float("inf") if e[2] is None else e[2])
-    return from_edges([(u, v) for u, v, _ in edges], names, G, "weight", warn=warn)
+    return from_edges([(u, v) for u, v, _ in edges], names, G, "weight")
 
 
 def from_edges(
@@ -168,10 +175,9 @@ def from_edges(
     G: nx.DiGraph,
     weight_attr: str | None,
     *,
-    warn: bool = True,
     weight_needed: bool = False,
-) -> HeteroGraph:
-    """Build a graph from edges of G in the given order, with the node lists of each type.
+) -> GraphParts:
+    """Read edges of G in the given order, with the node lists of each type.
 
     Raises ``ValueError`` for edges between types that no edge type joins, and where only some of the edges
     carry ``weight_attr`` (or none, with ``weight_needed``).
@@ -205,15 +211,14 @@ def from_edges(
         raise ValueError(
             f"every edge must have {weight_attr!r}, got {len(without)} without: {some_names(without, str)}"
         )
-    return HeteroGraph(
+    return GraphParts(
         {e: torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T for e, pairs in index.items()},
         names,
         {e: _as_weight(values) for e, values in weight.items()} if weighted else None,
-        warn=warn,
     )
 
 
-def to_networkx(graph: HeteroGraph, weight_attr: str = "weight") -> nx.DiGraph:
+def to_networkx(graph: GraphLike, weight_attr: str = "weight") -> nx.DiGraph:
     """A DiGraph whose nodes carry ``type``, and edges ``position`` (within their type) and any weight.
 
     Raises ``ValueError`` where two node types share a name: networkx knows a node by its name alone.
@@ -240,7 +245,7 @@ def to_networkx(graph: HeteroGraph, weight_attr: str = "weight") -> nx.DiGraph:
     return G
 
 
-def to_pyg(graph: HeteroGraph) -> Any:
+def to_pyg(graph: GraphLike) -> Any:
     """A torch_geometric HeteroData with ``node_names``, ``num_nodes``, ``edge_index``, any ``edge_weight``.
 
     It can be given to every part of this package in place of the graph. Raises ``ImportError`` naming the
@@ -284,7 +289,7 @@ def _from_table(
     row_name: Callable[[int], str],
     warn: bool,
     measured: tuple[str, Sequence[str]] | None = None,
-) -> HeteroGraph:
+) -> GraphParts:
     _need_columns(table, ("source", "target"), where)
 
     def refuse(mask: np.ndarray, column: str, expected: str) -> None:
@@ -335,8 +340,8 @@ def _from_table(
     if measured is not None:
         add_measured(*measured, names, index, weight, warn)
     if weight_column is None:
-        return HeteroGraph(index, names, warn=warn)
-    return HeteroGraph(index, names, {e: _as_weight(w) for e, w in weight.items()}, warn=warn)
+        return GraphParts(index, names)
+    return GraphParts(index, names, {e: _as_weight(w) for e, w in weight.items()})
 
 
 def _inferred_kinds(

@@ -12,8 +12,7 @@ import torch
 
 from gsnn._delimited import Delimited, read_delimited
 from gsnn._text import some_names
-from gsnn.graph.container import GraphWarning
-from gsnn.graph.types import EDGE_TYPES, EdgeType
+from gsnn.graph.types import EDGE_TYPES, EdgeType, GraphWarning
 
 #: Column names of public interaction tables, for the ones that this package uses.
 _ALIASES = {

@@ -17,7 +17,7 @@ from gsnn.graph.flat import channel_pattern, flat_edges, flat_masks
 from gsnn.kernels.bucketed import read_outputs
 from gsnn.kernels.plan import Plan
 from gsnn.kernels.scatter import ScatterPlan, check_backend
-from gsnn.models.growth import grown
+from gsnn.models.growth import Growing
 from gsnn.models.norms import NORMS, NodeNorm
 from gsnn.models.ResBlock import NodeMLP, ResBlock, run_fused
 from gsnn.models.SparseLinear import INITS, SparseLinear
@@ -31,7 +31,7 @@ AGGREGATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-class GSNN(torch.nn.Module):
+class GSNN(Growing):
     """A feed-forward network wired by a directed graph, its state one scalar per edge and sample.
 
     Each function node is a small network of its own: its incoming edges -> C channels -> its
@@ -173,8 +173,6 @@ class GSNN(torch.nn.Module):
                 )
             )
         self.ResBlocks = torch.nn.ModuleList(blocks)
-
-    grown = grown
 
     @property
     def E(self) -> int:

@@ -10,99 +10,102 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, TypeVar, overload
 
 import torch
 
 from gsnn.graph.container import EDGE_TYPES, HeteroGraph
-
-if TYPE_CHECKING:
-    from gsnn.models.GSNN import GSNN
+from gsnn.graph.edits import name_pairs
 
 _BETWEEN = EDGE_TYPES[0]
 
 
-@overload
-def grown(
-    model: GSNN, pairs: Iterable[tuple[str, str]], seed: int = 0, *, optimizer: None = None
-) -> GSNN: ...
-@overload
-def grown(
-    model: GSNN, pairs: Iterable[tuple[str, str]], seed: int = 0, *, optimizer: torch.optim.Optimizer
-) -> tuple[GSNN, torch.optim.Optimizer]: ...
+Model = TypeVar("Model", bound="Growing")
 
 
-def grown(
-    model: GSNN,
-    pairs: Iterable[tuple[str, str]],
-    seed: int = 0,
-    *,
-    optimizer: torch.optim.Optimizer | None = None,
-) -> GSNN | tuple[GSNN, torch.optim.Optimizer]:
-    """A new model on the graph with more function -> function edges, its outputs those of ``model``.
+class Growing(torch.nn.Module):
+    """A model that can grow: what is read of it, and the method. :class:`gsnn.models.GSNN.GSNN` is one.
 
-    All weights, biases and running statistics are kept, and dtype, device, training modes, frozen
-    parameters and ``scaling`` too. The new edges follow the function -> function edges that were there,
-    in the given order, so that the flat edges after them move up. Their ``lin_in`` weights and their
-    biases are 0; their ``lin_out`` weights are uniform on [-1, 1] over sqrt(C * out-degree of the
-    source), whatever ``init`` is. The outputs are equal, to rounding where the sums of a node are now
-    taken in other groups. ``model`` is not changed.
-
-    Args:
-        model: a GSNN; this function is its method ``grown``.
-        pairs: names (source, target) of function nodes.
-        seed: of a generator of its own that draws the new weights.
-        optimizer: an optimizer of the model's parameters; then a new one of its class comes back too, for the
-            new model, with the options and the state of the old one and zeros for the new
-            entries. Parameters that are not the model's stay in it as they are.
-
-    Returns:
-        The new model, or with ``optimizer`` the pair of new model and new optimizer.
-
-    Raises:
-        TypeError: a pair that is not two names.
-        ValueError: a name that is no function node, a self pair, an edge that exists or is given twice.
+    Attributes:
+        graph, config, channels, edge_index, checkpoint, ResBlocks: as in GSNN.
+        scaling: of its training tables, where a fit has set one.
     """
-    graph = _with_edges(model.graph, pairs)
-    old, new = (g.edge_index_dict[_BETWEEN].shape[1] for g in (model.graph, graph))
-    with torch.random.fork_rng(devices=[]):  # the constructor draws weights that are replaced at once
-        larger = type(model)(graph.edge_index_dict, graph.node_names_dict, **model.config)
-    param = next(model.parameters())
-    larger.to(param.device, param.dtype)
-    rng = torch.Generator().manual_seed(seed)
-    larger.load_state_dict(_grown_state(model, larger, old, new - old, rng))
-    larger.checkpoint = model.checkpoint
-    for mine, its in zip(larger.modules(), model.modules(), strict=True):
-        mine.training = its.training
-    for new_param, old_param in zip(larger.parameters(), model.parameters(), strict=True):
-        new_param.requires_grad_(old_param.requires_grad)
-    if hasattr(model, "scaling"):
-        larger.scaling = model.scaling
-    if optimizer is None:
-        return larger
-    return larger, _grown_optimizer(optimizer, model, larger, old, new - old)
+
+    graph: HeteroGraph
+    config: dict[str, Any]
+    channels: int
+    edge_index: torch.Tensor
+    checkpoint: bool
+    ResBlocks: torch.nn.ModuleList
+    scaling: Any
+
+    @overload
+    def grown(
+        self: Model, pairs: Iterable[tuple[str, str]], seed: int = 0, *, optimizer: None = None
+    ) -> Model: ...
+    @overload
+    def grown(
+        self: Model, pairs: Iterable[tuple[str, str]], seed: int = 0, *, optimizer: torch.optim.Optimizer
+    ) -> tuple[Model, torch.optim.Optimizer]: ...
+
+    def grown(
+        self: Model,
+        pairs: Iterable[tuple[str, str]],
+        seed: int = 0,
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> Model | tuple[Model, torch.optim.Optimizer]:
+        """A new model on the graph with more function -> function edges, its outputs those of this one.
+
+        All weights, biases and running statistics are kept, and dtype, device, training modes, frozen
+        parameters and ``scaling`` too. The new edges follow the function -> function edges that were there,
+        in the given order, so that the flat edges after them move up. Their ``lin_in`` weights and their
+        biases are 0; their ``lin_out`` weights are uniform on [-1, 1] over sqrt(C * out-degree of the
+        source), whatever ``init`` is. The outputs are equal, to rounding where the sums of a node are now
+        taken in other groups. This model is not changed.
+
+        Args:
+            pairs: names (source, target) of function nodes.
+            seed: of a generator of its own that draws the new weights.
+            optimizer: an optimizer of the model's parameters; then a new one of its class comes back too, for
+                the new model, with the options and the state of the old one and zeros for the new entries.
+                Parameters that are not the model's stay in it as they are.
+
+        Returns:
+            The new model, or with ``optimizer`` the pair of new model and new optimizer.
+
+        Raises:
+            TypeError: a pair that is not two names.
+            ValueError: a name that is no function node, a self pair, an edge that exists or is given twice.
+        """
+        graph = _larger_graph(self.graph, pairs)
+        old, new = (g.edge_index_dict[_BETWEEN].shape[1] for g in (self.graph, graph))
+        with torch.random.fork_rng(devices=[]):  # the constructor draws weights that are replaced at once
+            larger = type(self)(graph.edge_index_dict, graph.node_names_dict, **self.config)
+        param = next(self.parameters())
+        larger.to(param.device, param.dtype)
+        rng = torch.Generator().manual_seed(seed)
+        larger.load_state_dict(_grown_state(self, larger, old, new - old, rng))
+        larger.checkpoint = self.checkpoint
+        for mine, its in zip(larger.modules(), self.modules(), strict=True):
+            mine.training = its.training
+        for new_param, old_param in zip(larger.parameters(), self.parameters(), strict=True):
+            new_param.requires_grad_(old_param.requires_grad)
+        if hasattr(self, "scaling"):
+            larger.scaling = self.scaling
+        if optimizer is None:
+            return larger
+        return larger, _grown_optimizer(optimizer, self, larger, old, new - old)
 
 
-def _with_edges(graph: HeteroGraph, pairs: Iterable[tuple[str, str]]) -> HeteroGraph:
-    place = {name: k for k, name in enumerate(graph.node_names_dict["function"])}
-    index = graph.edge_index_dict
-    present = set(map(tuple, index[_BETWEEN].t().tolist()))
-    added: list[tuple[int, int]] = []
-    for pair in pairs:
-        if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(name, str) for name in pair):
-            raise TypeError(f"pairs must hold pairs of names (source, target), got {pair!r}")
+def _larger_graph(graph: HeteroGraph, pairs: Iterable[tuple[str, str]]) -> HeteroGraph:
+    wanted = name_pairs(pairs)
+    known = set(graph.node_names_dict["function"])
+    for pair in wanted:
         for name in pair:
-            if name not in place:
-                raise ValueError(f"pairs must name function nodes, got {name!r} in {tuple(pair)!r}")
-        edge = place[pair[0]], place[pair[1]]
-        if edge[0] == edge[1]:
-            raise ValueError(f"pairs must not hold self pairs, got {tuple(pair)!r}")
-        if edge in present:
-            raise ValueError(f"pairs must hold new edges, each once, got {tuple(pair)!r} again")
-        present.add(edge)
-        added.append(edge)
-    between = torch.cat([index[_BETWEEN], torch.tensor(added, dtype=torch.int64).reshape(-1, 2).t()], dim=1)
-    return HeteroGraph({**index, _BETWEEN: between}, graph.node_names_dict, warn=False)
+            if name not in known:
+                raise ValueError(f"pairs must name function nodes, got {name!r} in {pair!r}")
+    return graph.with_edges(wanted)
 
 
 def _inserted(tensor: torch.Tensor, start: int, rows: torch.Tensor) -> torch.Tensor:
@@ -110,7 +113,7 @@ def _inserted(tensor: torch.Tensor, start: int, rows: torch.Tensor) -> torch.Ten
 
 
 def _grown_state(
-    model: GSNN, larger: GSNN, n_old: int, n_new: int, rng: torch.Generator
+    model: Growing, larger: Growing, n_old: int, n_new: int, rng: torch.Generator
 ) -> dict[str, torch.Tensor]:
     """``model``'s state with entries for ``n_new`` edges after the first ``n_old`` flat ones.
 
@@ -147,7 +150,7 @@ def _start(linear: Any, place: int) -> int:
 
 
 def _grown_optimizer(
-    optimizer: torch.optim.Optimizer, model: GSNN, larger: GSNN, n_old: int, n_new: int
+    optimizer: torch.optim.Optimizer, model: Growing, larger: Growing, n_old: int, n_new: int
 ) -> torch.optim.Optimizer:
     """``optimizer`` for the parameters of ``larger``, its state with zeros for the new entries."""
     counterpart: dict[torch.Tensor, torch.Tensor] = dict(

@@ -182,7 +182,7 @@ def _reduced(model: GSNN, graph: HeteroGraph) -> GSNN:
             at = (first[:, None] * wide + torch.arange(wide)).flatten()
             state[name] = old[torch.cat([at, rest]).to(old.device)]
     small.load_state_dict(state)
-    small.scaling = scaling_of(model)  # type: ignore[assignment]
+    small.scaling = scaling_of(model)
     return small.train(model.training)
 
 

@@ -45,7 +45,8 @@ def nx2pyg(
     left = [node for node in G if node not in listed]
     if left:
         raise ValueError(f"the three lists must name every node of G, got none with {some_names(left)}")
-    return from_edges(list(G.edges), names, G, weight_attr, warn=warn, weight_needed=True)
+    parts = from_edges(list(G.edges), names, G, weight_attr, weight_needed=True)
+    return HeteroGraph(*parts, warn=warn)
 
 
 def pyg2nx(data: Any, weight_attr: str = "weight") -> nx.DiGraph:
