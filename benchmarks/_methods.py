@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
-from _scenarios import Edge, Problem
+from _scenarios import Edge, Problem, network
 from scipy.special import expit
 from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, TensorDataset
@@ -38,15 +38,7 @@ def score_all(
     """Method -> scores, and what the trained model reaches: `train_mse`, `test_mse` where there is a test."""
     torch.manual_seed(seed)
     graph = problem.graph
-    model = GSNN(
-        graph.edge_index_dict,
-        graph.node_names_dict,
-        channels=recipe["channels"],
-        layers=recipe["layers"],
-        dropout=recipe["dropout"],
-        share_layers=False,
-        norm=recipe["norm"],
-    )
+    model = network(graph, recipe)
     regressor = MagnitudeEdgeRegressor(model, graph, **SETTINGS["regressor"])
     train(model, regressor, problem, recipe, validation_edges)
     quality = {"train_mse": error(model, problem.x, problem.y)}

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gsnn.data.tables import load_data
 from gsnn.graph import GraphWarning, HeteroGraph
+from gsnn.models.GSNN import GSNN
 from gsnn.simulate.scenarios import converging_tiers, random_signed_dag
 
 DATA = Path(os.environ.get("GSNN_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -77,11 +78,33 @@ def build(name: str, seed: int) -> tuple[Problem, list[Edge], list[Edge]]:
     else:
         scenario = random_signed_dag(recipe["n_functions"], recipe["share"], recipe["nonlinearity"], seed)
     np.random.seed(seed)  # noqa: NPY002 - the published protocol draws from the global state
-    x, x_test, y, y_test = scenario.sample(recipe["samples"], 500, recipe["noise"])
-    mean, sd = y.mean(0), y.std(0)
-    arrays = (x, (y - mean) / sd, x_test, (y_test - mean) / sd)
-    problem = Problem(scenario.partial, *(torch.tensor(part, dtype=torch.float32) for part in arrays))
+    x, x_test, y, y_test = standardized(*scenario.sample(recipe["samples"], 500, recipe["noise"]))
+    problem = Problem(scenario.partial, x, y, x_test, y_test)
     return problem, list(scenario.validation_edges), list(scenario.test_edges)
+
+
+def standardized(
+    x: np.ndarray, x_test: np.ndarray, y: np.ndarray, y_test: np.ndarray
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A sample of a scenario as float32 tensors, outputs with the moments of the training part."""
+    mean, sd = y.mean(0), y.std(0)
+    x, x_test, y, y_test = (
+        torch.tensor(part, dtype=torch.float32) for part in (x, x_test, (y - mean) / sd, (y_test - mean) / sd)
+    )
+    return x, x_test, y, y_test
+
+
+def network(graph: HeteroGraph, recipe: dict) -> GSNN:
+    """An untrained network by a recipe: its channels, layers, norm and, where it has one, dropout."""
+    return GSNN(
+        graph.edge_index_dict,
+        graph.node_names_dict,
+        channels=recipe["channels"],
+        layers=recipe["layers"],
+        dropout=recipe.get("dropout", 0.0),
+        share_layers=False,
+        norm=recipe["norm"],
+    )
 
 
 def _from_folder(recipe: dict, seed: int) -> tuple[Problem, list[Edge], list[Edge]]:

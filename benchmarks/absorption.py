@@ -10,21 +10,18 @@ Negatives and labels as in `compare_inference.py`.
     python benchmarks/absorption.py --seeds 5 --jobs 2
 """
 
-import argparse
 from pathlib import Path
 
 import _scenarios
 import numpy as np
 import pandas as pd
 import torch
-from _stamp import command_line, stamp
+from _script import parser_for, rows_of, save, seeds_of
+from _stamp import command_line
 from _tables import interval
-from joblib import Parallel, delayed
 from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, TensorDataset
-from tqdm import tqdm
 
-from gsnn.io import replacing
 from gsnn.models.GSNN import GSNN
 from gsnn.optim.edge_scores import edge_scores
 from gsnn.optim.edge_table import KeptEdges, judge_scores
@@ -42,20 +39,11 @@ RUNS = {
 
 
 def one(scenario: str, seed: int, setting: str) -> list[dict]:
-    torch.set_num_threads(1)
     recipe = {**_scenarios.RECIPES[scenario], **RUNS[setting]}
     problem, _, test_edges = _scenarios.build(scenario, seed)
     torch.manual_seed(seed)
     graph = problem.graph
-    model = GSNN(
-        graph.edge_index_dict,
-        graph.node_names_dict,
-        channels=recipe["channels"],
-        layers=recipe["layers"],
-        dropout=recipe["dropout"],
-        share_layers=False,
-        norm=recipe["norm"],
-    )
+    model = _scenarios.network(graph, recipe)
     data = TensorDataset(problem.x, problem.y)
     loader = DataLoader(data, batch_size=recipe["batch_size"], shuffle=True)
     batches = DataLoader(data, batch_size=256)
@@ -114,15 +102,9 @@ def traces(share: np.ndarray, kept: KeptEdges, test_edges: list[_scenarios.Edge]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=OUT)
-    args = command_line(parser)
-    cells = [(name, seed, setting) for seed in range(args.seeds) for name in SCENARIOS for setting in RUNS]
-    workers = Parallel(n_jobs=args.jobs, return_as="generator")
-    found = list(tqdm(workers(delayed(one)(*cell) for cell in cells), total=len(cells)))
-    rows = pd.DataFrame([row for part in found for row in part])
+    args = command_line(parser_for(__doc__, OUT, seeds=5))
+    cells = [(name, seed, setting) for seed in seeds_of(args) for name in SCENARIOS for setting in RUNS]
+    rows = rows_of(one, cells, args.jobs)
     rows["setting"] += ", " + rows["epoch"].astype(str) + " epochs"
     lines = []
     for (scenario, setting), part in rows.groupby(["scenario", "setting"], sort=False):
@@ -133,10 +115,7 @@ def main() -> None:
             line[score] = f"{values.mean():.3f} [{low:.3f}, {high:.3f}]"
         lines.append(line)
     print(pd.DataFrame(lines).to_string(index=False))
-    args.out.parent.mkdir(exist_ok=True)
-    with replacing(args.out) as tmp:
-        rows.round(5).assign(**{**stamp(), "threads": 1}).to_csv(tmp, index=False)
-    print(f"wrote {args.out}")
+    save(rows, args.out, 5, threads=1)
 
 
 if __name__ == "__main__":

@@ -9,22 +9,18 @@ ancestor of the target (`coverage`), and their median size.
     python benchmarks/calibration.py --seeds 10 --jobs 2
 """
 
-import argparse
 import time
 from itertools import product
 from pathlib import Path
 
 import networkx as nx
 import numpy as np
-import pandas as pd
-import torch
-from _stamp import command_line, stamp
+from _script import parser_for, rows_of, save, seeds_of
+from _stamp import command_line
 from _tables import interval
-from joblib import Parallel, delayed
 from repair import LAYERS, scenario
 
 from gsnn.data.dataset import RowDataset
-from gsnn.io import replacing
 from gsnn.optim.FirstOrderEdgeInferer import FirstOrderEdgeInferer
 from gsnn.optim.staging import CompletionSettings
 from gsnn.optim.verify import verify
@@ -36,7 +32,6 @@ CANDIDATES = 20
 
 
 def one(name: str, seed: int, graph_kind: str, samples: int, noise: str) -> dict:
-    torch.set_num_threads(1)
     truth = scenario(name, seed)
     x, fresh_x, y, fresh_y = truth.sample(2000, samples, 0.15, seed=seed)
     if noise == "uneven":  # grows with the size of the first input
@@ -80,19 +75,14 @@ def one(name: str, seed: int, graph_kind: str, samples: int, noise: str) -> dict
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--first", type=int, default=0, help="first seed; those from 100 on are for tuning")
-    parser.add_argument("--jobs", type=int, default=1)
+    parser = parser_for(__doc__, OUT, seeds=10)
     parser.add_argument("--scenarios", nargs="+", default=list(NAMES), choices=list(LAYERS))
     parser.add_argument("--samples", nargs="+", type=int, default=[500, 2000])
     parser.add_argument("--noise", nargs="+", default=["even", "uneven"])
     parser.add_argument("--graphs", nargs="+", default=["complete", "partial"])
-    parser.add_argument("--out", type=Path, default=OUT)
     args = command_line(parser)
-    seeds = range(args.first, args.first + args.seeds)
-    cells = product(args.scenarios, seeds, args.graphs, args.samples, args.noise)
-    rows = pd.DataFrame(Parallel(n_jobs=args.jobs)(delayed(one)(*cell) for cell in cells))
+    cells = product(args.scenarios, seeds_of(args), args.graphs, args.samples, args.noise)
+    rows = rows_of(one, cells, args.jobs)
     for key, part in rows.groupby(["graph", "scenario", "samples", "noise"], sort=False):
         said = [f"any verified in {part['any'].sum()} of {len(part)} runs"]
         if key[0] == "partial":
@@ -102,10 +92,7 @@ def main() -> None:
                     low, high = interval(values)
                     said.append(f"{name} {values.mean():.2f} [{low:.2f}, {high:.2f}]")
         print(*key, "; ".join(said))
-    args.out.parent.mkdir(exist_ok=True)
-    with replacing(args.out) as tmp:
-        rows.round(5).assign(**{**stamp(), "threads": 1}).to_csv(tmp, index=False)
-    print(f"wrote {args.out}")
+    save(rows, args.out, 5, threads=1)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ are left out of the competition. A missing score loses.
     python benchmarks/compare_inference.py --scenarios tiers25 --seeds 3 --out try
 """
 
-import argparse
 import hashlib
 import json
 import time
@@ -26,6 +25,7 @@ import _methods
 import _scenarios
 import pandas as pd
 import torch
+from _script import parser_for, seeds_of
 from _stamp import command_line, stamp
 from _tables import judged, rows_of, summary_of
 from joblib import Parallel, delayed, parallel_config
@@ -109,13 +109,10 @@ def ready(backend: str, jobs: int) -> parallel_config:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=20)
+    parser = parser_for(__doc__, OUT, seeds=20)
     parser.add_argument("--scenarios", nargs="+", choices=list(_scenarios.RECIPES), metavar="NAME")
-    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--backend", choices=BACKENDS, default="loky")
     parser.add_argument("--finished", action="store_true", help="run nothing; report the cells in the cache")
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of the tables and of figures/")
     parser.add_argument("--cache", type=Path, default=CACHE)
     args = command_line(parser, arguments)
     wanted = args.scenarios or list(_scenarios.RECIPES)
@@ -123,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in sorted(set(wanted) - set(names)):
         print(f"skipped {name}: no data in {_scenarios.DATA}; GSNN_DATA says where they are")
     # Seed by seed, so that a run that is stopped early has some of everything.
-    cells = [(name, seed) for seed in range(args.seeds) for name in names]
+    cells = [(name, seed) for seed in seeds_of(args) for name in names]
     if args.finished:
         cells = [cell for cell in cells if part_of(cell, args.cache).exists()]
     if not cells:

@@ -7,14 +7,14 @@ one output; correlations of MagnitudeEdgeInferer with ``np.corrcoef``.
     python benchmarks/exactness.py --out benchmarks/results/exactness.csv
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from _stamp import command_line, stamp
+from _script import parser_for, save
+from _stamp import command_line
 from torch.utils.data import DataLoader, TensorDataset
 
 from gsnn.models.GSNN import GSNN
@@ -109,9 +109,8 @@ def correlation_error() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_for(__doc__, None)
     parser.add_argument("--graphs", type=int, default=8, help="random graphs per norm")
-    parser.add_argument("--out", type=Path, help="CSV to write")
     arguments = command_line(parser)
     found = {
         **parameter_counts(),
@@ -121,8 +120,7 @@ def main() -> None:
     }
     table = pd.DataFrame({"what": list(found), "value": list(found.values())})
     print(table.to_string(index=False))
-    if arguments.out:
-        table.assign(**stamp()).to_csv(arguments.out, index=False)
+    save(table, arguments.out)
 
 
 if __name__ == "__main__":

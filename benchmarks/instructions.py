@@ -10,7 +10,6 @@ call is what matters. Without valgrind the script says so and leaves.
     python benchmarks/instructions.py --out benchmarks/results/instructions.csv
 """
 
-import argparse
 import os
 import shutil
 import sys
@@ -19,7 +18,8 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from _stamp import command_line, stamp
+from _script import parser_for, save
+from _stamp import command_line
 from torch.utils.benchmark import Timer
 
 SIZE = (50, 87, 8, 64, 6)
@@ -61,11 +61,8 @@ def instructions(size: tuple[int, int, int, int, int], steps: int) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_for(__doc__, None)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--out", type=Path, help="CSV to write")
     arguments = command_line(parser)
     if shutil.which("valgrind") is None:
         print("valgrind is not installed: no instructions counted")
@@ -80,8 +77,7 @@ def main() -> None:
         rows.append(dict(zip("NECBL", SIZE, strict=True)) | {"blocks": blocks, "instructions": count})
     table = pd.DataFrame(rows)
     print(table.to_string(index=False))
-    if arguments.out:
-        table.assign(**stamp()).to_csv(arguments.out, index=False)
+    save(table, arguments.out)
 
 
 if __name__ == "__main__":

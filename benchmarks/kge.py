@@ -14,14 +14,14 @@ held-out edges) is marked, and is the number to quote.
     python benchmarks/kge.py --seeds 20 --jobs 2
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import post_hoc
-from _stamp import command_line, stamp
-from joblib import Parallel, delayed
+from _script import parser_for, rows_of, save, seeds_of
+from _stamp import command_line
+from _tables import interval
 
 from gsnn.optim.edge_table import judge
 from gsnn.optim.MagnitudeEdgeKGE import MagnitudeEdgeKGE
@@ -90,14 +90,6 @@ def auc_among_unknown(embed, inferer, scenario, seed: int) -> float:
     return auc(table.score[pool], [pair in set(scenario.test_edges) for pair in pool])
 
 
-def interval(values: pd.Series) -> tuple[float, float]:
-    """95% percentile bootstrap interval of the mean over seeds."""
-    values = values.to_numpy()
-    draws = np.random.default_rng(0).integers(len(values), size=(10_000, len(values)))
-    low, high = np.quantile(values[draws].mean(1), [0.025, 0.975])
-    return float(low), float(high)
-
-
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     rows = rows.assign(kge_weight_decay=rows.kge_weight_decay.fillna(-1.0))
     mean = rows.groupby(["method", "kge_weight_decay"])["val_auc"].mean()
@@ -109,27 +101,21 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
         line["chosen"] = "*" if best.get(method) == decay else ""
         line["val_auc"] = f"{part.val_auc.mean():.3f}"
         for name in ("auc", "mrr", "top@1"):
-            low, high = interval(part[name])
+            low, high = interval(part[name].to_numpy())
             line[name] = f"{part[name].mean():.3f} [{low:.3f}, {high:.3f}]"
         gain = part.set_index("seed").auc - baseline.auc
-        line["auc - mined mean"] = "{:+.3f} [{:+.3f}, {:+.3f}]".format(gain.mean(), *interval(gain))
+        line["auc - mined mean"] = "{:+.3f} [{:+.3f}, {:+.3f}]".format(
+            gain.mean(), *interval(gain.to_numpy())
+        )
         lines.append(line)
     return pd.DataFrame(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=OUT)
-    args = command_line(parser)
-    found = Parallel(n_jobs=args.jobs)(delayed(one_seed)(seed) for seed in range(args.seeds))
-    rows = pd.DataFrame([row for part in found for row in part])
+    args = command_line(parser_for(__doc__, OUT, seeds=20))
+    rows = rows_of(one_seed, [(seed,) for seed in seeds_of(args)], args.jobs)
     print(summarise(rows).to_string(index=False))
-    args.out.parent.mkdir(exist_ok=True)
-    stamped = rows.round(6).assign(**{**post_hoc.SETTINGS, **SETTINGS, **stamp(), "threads": 1})
-    stamped.to_csv(args.out, index=False)
-    print(f"wrote {args.out}")
+    save(rows, args.out, 6, threads=1, **{**post_hoc.SETTINGS, **SETTINGS})
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ them; ranks are raw, so kept edges compete.
     python benchmarks/online.py --seeds 20 --jobs 2
 """
 
-import argparse
 import copy
 import time
 from pathlib import Path
@@ -18,8 +17,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from _stamp import command_line, stamp
-from joblib import Parallel, delayed
+from _scenarios import network, standardized
+from _script import parser_for, rows_of, save, seeds_of
+from _stamp import command_line
+from _tables import interval
 from torch.utils.data import DataLoader, TensorDataset
 
 from gsnn.models.GSNN import GSNN
@@ -48,15 +49,7 @@ MEASURES = ("auc", "average_precision", "mrr", "top@1", "top@5")
 
 def build(scenario: Scenario) -> tuple[GSNN, MagnitudeEdgeRegressor]:
     graph = scenario.partial
-    model = GSNN(
-        graph.edge_index_dict,
-        graph.node_names_dict,
-        channels=SETTINGS["channels"],
-        layers=SETTINGS["layers"],
-        dropout=SETTINGS["dropout"],
-        share_layers=False,
-        norm=SETTINGS["norm"],
-    )
+    model = network(graph, SETTINGS)
     regressor = MagnitudeEdgeRegressor(
         model,
         graph,
@@ -97,15 +90,10 @@ def cost(repeats: int = 300) -> dict[str, float]:
 
 
 def one_seed(seed: int) -> list[dict]:
-    torch.set_num_threads(1)
     np.random.seed(seed)  # noqa: NPY002 - the published protocol draws from the global state
     torch.manual_seed(seed)
     scenario = converging_tiers(SETTINGS["width"])
-    x, x_test, y, y_test = scenario.sample(2000, 500, SETTINGS["noise"])
-    mean, sd = y.mean(0), y.std(0)
-    x, x_test, y, y_test = (
-        torch.tensor(part, dtype=torch.float32) for part in (x, x_test, (y - mean) / sd, (y_test - mean) / sd)
-    )
+    x, x_test, y, y_test = standardized(*scenario.sample(2000, 500, SETTINGS["noise"]))
     model, regressor = build(scenario)
     loader = DataLoader(TensorDataset(x, y), batch_size=SETTINGS["batch_size"], shuffle=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=SETTINGS["lr"])
@@ -156,28 +144,18 @@ def one_seed(seed: int) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=OUT)
-    args = command_line(parser)
-    found = Parallel(n_jobs=args.jobs)(delayed(one_seed)(seed) for seed in range(args.seeds))
-    rows = pd.DataFrame([row for part in found for row in part])
+    args = command_line(parser_for(__doc__, OUT, seeds=20))
+    rows = rows_of(one_seed, [(seed,) for seed in seeds_of(args)], args.jobs)
     print(f"test MSE {rows.test_mse.mean():.3f} [{rows.test_mse.min():.3f}, {rows.test_mse.max():.3f}]")
     summary = rows.groupby("method")[[*MEASURES, "n_q05"]].agg(["mean", "min", "max"])
     with pd.option_context("display.width", 250, "display.max_columns", None):
         print(summary.round(3).to_string())
-    rng = np.random.default_rng(0)
     for method, part in rows.groupby("method"):
         for name in ("auc", "mrr"):
             values = part[name].to_numpy()
-            means = rng.choice(values, (10_000, len(values))).mean(1)
-            low, high = np.quantile(means, [0.025, 0.975])
+            low, high = interval(values)
             print(f"{method:>22} {name}: {values.mean():.3f}, bootstrap 95% interval {low:.3f} to {high:.3f}")
-    args.out.parent.mkdir(exist_ok=True)
-    stamped = rows.round(6).assign(**{**SETTINGS, **stamp(), "threads": 1})
-    stamped.to_csv(args.out, index=False)
-    print(f"wrote {args.out}")
+    save(rows, args.out, 6, threads=1, **SETTINGS)
     measured = cost()
     print(", ".join(f"{name} {ms:.2f} ms" for name, ms in measured.items()), end="; ")
     print(f"aux_step / step alone {measured['aux_step'] / measured['step alone']:.2f}")

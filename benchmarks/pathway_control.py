@@ -21,15 +21,13 @@ channels per node:
 
 The schedule `channel_warm` was chosen on other seeds than the reported ones:
 
-    python benchmarks/pathway_control.py --first-seed 100 --seeds 16 --phis none channel channel_warm \\
+    python benchmarks/pathway_control.py --first 100 --seeds 16 --phis none channel channel_warm \\
         --out benchmarks/results/pathway_control_tuning.csv
 
 Runs that are in the table already, with the same settings, are not repeated; a killed run loses at most the
 last few cells.
 """
 
-import argparse
-import os
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -38,12 +36,15 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from _script import parser_for, seeds_of
 from _stamp import command_line, stamp
+from _tables import interval
 from joblib import Parallel, delayed
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 from tqdm import tqdm
 
+from gsnn.io import replacing
 from gsnn.models.GSNN import GSNN
 from gsnn.models.PathwayLatentRegularizer import PathwayLatentRegularizer
 from gsnn.models.pathways import shuffle_nodes, warm_up
@@ -228,16 +229,13 @@ def norm_ratio(model: GSNN, scenario: PathwayScenario) -> float:
 def summarize(rows: pd.DataFrame) -> pd.DataFrame:
     """Mean over seeds and bootstrap 95% interval of each measure, and of true minus none and shuffled."""
     measures = list(rows.columns[len(Cell._fields) : rows.columns.get_loc("signed_own_minus_claimed") + 1])
-    rng = np.random.default_rng(0)
     index = ["shared", "phi", "lambda_sim", "pathways"]
     table = []
 
     def add(key: tuple, values: pd.DataFrame) -> None:
         for measure in measures:
             v = values[measure].to_numpy()
-            draws = rng.choice(v, size=(10_000, len(v))).mean(1)
-            low, high = np.quantile(draws, [0.025, 0.975])
-            table.append((*key, measure, len(v), v.mean(), low, high))
+            table.append((*key, measure, len(v), v.mean(), *interval(v)))
 
     by_cell = {key: part.set_index("seed") for key, part in rows.groupby(index)}
     for key, part in by_cell.items():
@@ -253,28 +251,22 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--first-seed", type=int, default=0)
+    parser = parser_for(__doc__, OUT, seeds=20)
     parser.add_argument("--phis", nargs="+", help="only these")
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=OUT)
     args = command_line(parser)
     args.out.parent.mkdir(exist_ok=True)
     rows = pd.read_csv(args.out) if args.out.exists() else pd.DataFrame(columns=list(Cell._fields))
     for name, value in SETTINGS.items():  # a table of other settings is begun anew
         rows = rows[rows[name] == value] if name in rows else rows[:0]
     done = {Cell(*key) for key in rows[list(Cell._fields)].itertuples(index=False)}
-    seeds = range(args.first_seed, args.first_seed + args.seeds)
-    todo = [c for c in cells(seeds) if c not in done and (not args.phis or c.phi in args.phis)]
+    todo = [c for c in cells(seeds_of(args)) if c not in done and (not args.phis or c.phi in args.phis)]
     marks = {**SETTINGS, **stamp(), "threads": 1}
     fresh: list[dict] = []
 
     def save() -> pd.DataFrame:
         table = pd.concat([rows, pd.DataFrame(fresh)]) if len(rows) else pd.DataFrame(fresh)
-        partial = args.out.with_suffix(".tmp")
-        table.to_csv(partial, index=False, float_format="%.5g")
-        os.replace(partial, args.out)
+        with replacing(args.out) as tmp:
+            table.to_csv(tmp, index=False, float_format="%.5g")
         return table
 
     found = Parallel(n_jobs=args.jobs, return_as="generator")(delayed(run)(cell) for cell in todo)

@@ -8,7 +8,6 @@ counts, in CPU seconds of the process, which other processes disturb less than t
     python benchmarks/pathway_cost.py
 """
 
-import argparse
 import time
 from pathlib import Path
 
@@ -16,7 +15,8 @@ import numpy as np
 import pandas as pd
 import torch
 from _networks import random_model
-from _stamp import command_line, stamp
+from _script import parser_for, save
+from _stamp import command_line
 
 from gsnn.models.PathwayLatentRegularizer import PathwayLatentRegularizer
 
@@ -25,9 +25,8 @@ N, K, B, C, L = 1000, 200, 64, 16, 4
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_for(__doc__, OUT)
     parser.add_argument("--repeats", type=int, default=100)
-    parser.add_argument("--out", type=Path, default=OUT)
     args = command_line(parser)
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
@@ -71,9 +70,7 @@ def main() -> None:
     ]
     table = pd.DataFrame(rows).assign(every_4=lambda t: t.overhead / 4)
     print(table.round(3).to_string(index=False))
-    marks = {"functions": N, "pathways": K, "B": B, "C": C, "L": L, **stamp()}
-    table.round(4).assign(**marks).to_csv(args.out, index=False)
-    print(f"wrote {args.out}")
+    save(table, args.out, 4, functions=N, pathways=K, B=B, C=C, L=L)
 
 
 if __name__ == "__main__":

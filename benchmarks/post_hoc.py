@@ -9,19 +9,18 @@ partial graph, is about the best that any model of that graph can do on the same
     python benchmarks/post_hoc.py --seeds 10 --jobs 2
 """
 
-import argparse
 from pathlib import Path
 
 import networkx as nx
 import numpy as np
 import pandas as pd
 import torch
-from _stamp import command_line, stamp
-from joblib import Parallel, delayed
+from _scenarios import network, standardized
+from _script import parser_for, rows_of, save, seeds_of
+from _stamp import command_line
 from sklearn.linear_model import LinearRegression
 from torch.utils.data import DataLoader, TensorDataset
 
-from gsnn.models.GSNN import GSNN
 from gsnn.optim.MagnitudeEdgeInferer import MagnitudeEdgeInferer
 from gsnn.simulate.scenarios import Scenario, converging_tiers
 
@@ -39,24 +38,12 @@ SETTINGS = {
 
 def fitted(seed: int) -> tuple[Scenario, MagnitudeEdgeInferer, dict[str, float]]:
     """The scenario, the inferer fitted on one seed's trained model, and that model's test errors."""
-    torch.set_num_threads(1)
     np.random.seed(seed)  # noqa: NPY002 - the published protocol draws from the global state
     torch.manual_seed(seed)
     scenario = converging_tiers(SETTINGS["width"])
-    x, x_test, y, y_test = scenario.sample(2000, 500, SETTINGS["noise"])
-    mean, sd = y.mean(0), y.std(0)
-    x, x_test, y, y_test = (
-        torch.tensor(part, dtype=torch.float32) for part in (x, x_test, (y - mean) / sd, (y_test - mean) / sd)
-    )
+    x, x_test, y, y_test = standardized(*scenario.sample(2000, 500, SETTINGS["noise"]))
     graph = scenario.partial
-    model = GSNN(
-        graph.edge_index_dict,
-        graph.node_names_dict,
-        channels=SETTINGS["channels"],
-        layers=SETTINGS["layers"],
-        share_layers=False,
-        norm="groupbatch",
-    )
+    model = network(graph, {**SETTINGS, "norm": "groupbatch"})
     loader = DataLoader(TensorDataset(x, y), batch_size=SETTINGS["batch_size"], shuffle=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=SETTINGS["lr"])
     for _ in range(SETTINGS["epochs"]):
@@ -102,22 +89,14 @@ def reachable_least_squares(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=OUT)
-    args = command_line(parser)
-    found = Parallel(n_jobs=args.jobs)(delayed(one_seed)(seed) for seed in range(args.seeds))
-    rows = pd.DataFrame([row for part in found for row in part])
+    args = command_line(parser_for(__doc__, OUT, seeds=10))
+    rows = rows_of(one_seed, [(seed,) for seed in seeds_of(args)], args.jobs)
     measures = list(rows.columns[3:])
     summary = rows.groupby(["score", "layer_agg"])[measures].agg(["mean", "min", "max"])
     with pd.option_context("display.width", 200, "display.max_columns", None):
         print(summary[["test_mse", "linear_mse"]].iloc[:1].round(3).to_string(index=False))
         print(summary[measures[2:]].round(3).to_string())
-    args.out.parent.mkdir(exist_ok=True)
-    stamped = rows.round(6).assign(**{**SETTINGS, **stamp(), "threads": 1})
-    stamped.to_csv(args.out, index=False)
-    print(f"wrote {args.out}")
+    save(rows, args.out, 6, threads=1, **SETTINGS)
 
 
 if __name__ == "__main__":

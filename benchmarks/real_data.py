@@ -10,32 +10,26 @@ to 2 among the splits that were looked at. The figures therefore flatter both a 
     python benchmarks/real_data.py --seeds 5 --jobs 2
 """
 
-import argparse
-import os
 import time
 import warnings
 from dataclasses import asdict
 from pathlib import Path
 
-import pandas as pd
-import torch
-from _stamp import command_line, stamp
-from joblib import Parallel, delayed
+from _scenarios import DATA
+from _script import parser_for, rows_of, save, seeds_of
+from _stamp import command_line
 
 from gsnn.app.compare import make_splits, scores
 from gsnn.app.workflow import Options, cross_validate, settle
 from gsnn.data.tables import load_data
 from gsnn.graph import GraphWarning
-from gsnn.io import replacing
 
-DATA = Path(os.environ.get("GSNN_DATA", Path(__file__).parents[2] / "shared" / "data"))
 OUT = Path(__file__).parent / "results" / "real_data.csv"
 SETS = {"cno_hepatocyte5": 5, "cno_extliver": 8}  # folds
 SETTINGS = {"default": {}}
 
 
 def one(name: str, setting: str, seed: int) -> dict:
-    torch.set_num_threads(1)
     folder = DATA / name
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", GraphWarning)  # an input that reaches no output is in the data
@@ -50,26 +44,17 @@ def one(name: str, setting: str, seed: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--out", type=Path, default=OUT)
-    args = command_line(parser)
+    args = command_line(parser_for(__doc__, OUT, seeds=5))
     present = [name for name in SETS if (DATA / name).is_dir()]
     for name in set(SETS) - set(present):
         print(f"skipped {name}: no folder {DATA / name}; GSNN_DATA says where the data are")
     if not present:
         return
-    cells = [(n, s, seed) for n in present for s in SETTINGS for seed in range(args.seeds)]
-    table = pd.DataFrame(Parallel(n_jobs=args.jobs)(delayed(one)(*cell) for cell in cells))
+    cells = [(n, s, seed) for n in present for s in SETTINGS for seed in seeds_of(args)]
+    table = rows_of(one, cells, args.jobs)
     summary = table.groupby(["data", "setting"], sort=False)[["ridge", "mlp", "gsnn"]]
     print(summary.agg(["mean", "min", "max"]).round(3).to_string())
-    args.out.parent.mkdir(exist_ok=True)
-    with replacing(args.out) as tmp:
-        table.drop(columns=["mean", "top", "device"]).round(5).assign(**{**stamp(), "threads": 1}).to_csv(
-            tmp, index=False
-        )
-    print(f"wrote {args.out}")
+    save(table.drop(columns=["mean", "top", "device"]), args.out, 5, threads=1)
 
 
 if __name__ == "__main__":

@@ -9,20 +9,16 @@ held out, `ancestral` the share whose source is a true ancestor of its target (c
     python benchmarks/repair.py --seeds 20 --jobs 2
 """
 
-import argparse
 import time
 from pathlib import Path
 
 import networkx as nx
 import numpy as np
-import pandas as pd
-import torch
-from _stamp import command_line, stamp
+from _script import parser_for, rows_of, save, seeds_of
+from _stamp import command_line
 from _tables import interval
-from joblib import Parallel, delayed
 
 from gsnn.data.scaling import Scaling
-from gsnn.io import replacing
 from gsnn.optim.complete import complete
 from gsnn.optim.staging import CompletionSettings, Samples, loss, trained_anew
 from gsnn.simulate.scenarios import Scenario, converging_tiers, cyclic, random_signed_dag
@@ -41,7 +37,6 @@ def scenario(name: str, seed: int) -> Scenario:
 
 
 def one(name: str, seed: int, budgets: list[str]) -> list[dict]:
-    torch.set_num_threads(1)
     truth = scenario(name, seed)
     x, x_test, y, y_test = truth.sample(2000, 500, 0.15, seed=seed)
     settings = CompletionSettings(layers=LAYERS[name], **TRAINING)
@@ -87,25 +82,17 @@ def one(name: str, seed: int, budgets: list[str]) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--first", type=int, default=0, help="first seed; those from 100 on are for tuning")
-    parser.add_argument("--jobs", type=int, default=1)
+    parser = parser_for(__doc__, OUT, seeds=20)
     parser.add_argument("--scenarios", nargs="+", default=list(LAYERS), choices=list(LAYERS))
     parser.add_argument("--budgets", nargs="+", default=["all", "half", "auto"])
-    parser.add_argument("--out", type=Path, default=OUT)
     args = command_line(parser)
-    cells = [(name, args.first + seed, args.budgets) for seed in range(args.seeds) for name in args.scenarios]
-    found = Parallel(n_jobs=args.jobs)(delayed(one)(*cell) for cell in cells)
-    rows = pd.DataFrame([row for part in found for row in part])
+    cells = [(name, seed, args.budgets) for seed in seeds_of(args) for name in args.scenarios]
+    rows = rows_of(one, cells, args.jobs)
     for key, part in rows.groupby(["scenario", "budget", "by"], sort=False):
         low, high = interval(part["repair"].to_numpy())
         shares = ", ".join(f"{name} {part[name].mean():.2f}" for name in ("precision", "ancestral"))
         print(*key, f"repair {part['repair'].mean():.3f} [{low:.3f}, {high:.3f}]", shares)
-    args.out.parent.mkdir(exist_ok=True)
-    with replacing(args.out) as tmp:
-        rows.round(5).assign(**{**stamp(), "threads": 1}).to_csv(tmp, index=False)
-    print(f"wrote {args.out}")
+    save(rows, args.out, 5, threads=1)
 
 
 if __name__ == "__main__":

@@ -8,22 +8,18 @@ nothing is left to explain: but gradients still depend on the inputs, by what th
     python benchmarks/significance.py --seeds 10 --jobs 2
 """
 
-import argparse
 from itertools import product
 from pathlib import Path
 
 import _scenarios
 import numpy as np
-import pandas as pd
 import torch
-from _stamp import command_line, stamp
+from _script import parser_for, rows_of, save, seeds_of
+from _stamp import command_line
 from _tables import interval
-from joblib import Parallel, delayed
 from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, TensorDataset
 
-from gsnn.io import replacing
-from gsnn.models.GSNN import GSNN
 from gsnn.optim.MagnitudeEdgeInferer import MagnitudeEdgeInferer
 from gsnn.simulate.scenarios import converging_tiers, random_signed_dag
 
@@ -32,7 +28,6 @@ SCENARIOS = ("tiers12", "dag_linear")
 
 
 def one(name: str, seed: int) -> list[dict]:
-    torch.set_num_threads(1)
     recipe = _scenarios.RECIPES[name]
     if name == "tiers12":
         scenario = converging_tiers(recipe["width"])
@@ -43,14 +38,7 @@ def one(name: str, seed: int) -> list[dict]:
     x, fresh_x, y, fresh_y = (torch.tensor(part, dtype=torch.float32) for part in (x, fresh_x, y, fresh_y))
     torch.manual_seed(seed)
     graph = scenario.full
-    model = GSNN(
-        graph.edge_index_dict,
-        graph.node_names_dict,
-        channels=recipe["channels"],
-        layers=recipe["layers"],
-        share_layers=False,
-        norm=recipe["norm"],
-    )
+    model = _scenarios.network(graph, recipe)
     loader = DataLoader(TensorDataset(x, y), batch_size=recipe["batch_size"], shuffle=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe["lr"], weight_decay=recipe["weight_decay"])
     for _ in range(recipe["epochs"]):
@@ -73,24 +61,16 @@ def one(name: str, seed: int) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=OUT)
-    args = command_line(parser)
-    cells = [(name, seed) for seed in range(args.seeds) for name in SCENARIOS]
-    found = Parallel(n_jobs=args.jobs)(delayed(one)(*cell) for cell in cells)
-    rows = pd.DataFrame([row for part in found for row in part])
+    args = command_line(parser_for(__doc__, OUT, seeds=10))
+    cells = [(name, seed) for seed in seeds_of(args) for name in SCENARIOS]
+    rows = rows_of(one, cells, args.jobs)
     for key, part in rows.groupby(["scenario", "outputs", "score", "layer_agg"], sort=False):
         shares = "; ".join(
             "{}: {:.3f} [{:.3f}, {:.3f}]".format(name, part[name].mean(), *interval(part[name].to_numpy()))
             for name in ("p05", "q05")
         )
         print(*key, shares)
-    args.out.parent.mkdir(exist_ok=True)
-    with replacing(args.out) as tmp:
-        rows.round(5).assign(**{**stamp(), "threads": 1}).to_csv(tmp, index=False)
-    print(f"wrote {args.out}")
+    save(rows, args.out, 5, threads=1)
 
 
 if __name__ == "__main__":

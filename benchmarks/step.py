@@ -19,7 +19,6 @@ PyTorch's own operations keep the processors busy between them.
     python benchmarks/step.py --scaling benchmarks/results/step_scaling.csv   # cost against E, with a figure
 """
 
-import argparse
 import json
 import os
 
@@ -34,7 +33,8 @@ import numpy as np
 import pandas as pd
 import torch
 from _networks import baselines, random_model
-from _stamp import command_line, stamp
+from _script import parser_for, save
+from _stamp import command_line
 
 from gsnn.graph import HeteroGraph
 from gsnn.kernels import compiled as native
@@ -272,9 +272,7 @@ def draw_scaling(table: pd.DataFrame, path: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_for(__doc__, None)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--device", default="cpu")
@@ -286,7 +284,6 @@ def main() -> None:
         default="all",
         help="compile: torch.compile of the same",
     )
-    parser.add_argument("--out", type=Path, help="CSV to write")
     parser.add_argument("--scaling", type=Path, help="measure cost against E instead: CSV, and PNG beside it")
     arguments = command_line(parser)
     torch.set_num_threads(arguments.threads)
@@ -295,7 +292,7 @@ def main() -> None:
         table = scaling(min(arguments.repeats, 5)).round(3)
         slope = draw_scaling(table, arguments.scaling.with_suffix(".png"))
         print(f"log-log slope of gsnn: {slope:.3f}")
-        table.assign(gsnn_slope=round(slope, 3), **code, **stamp()).to_csv(arguments.scaling, index=False)
+        save(table, arguments.scaling, gsnn_slope=round(slope, 3), **code)
         return
     device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
     rows = []
@@ -311,10 +308,7 @@ def main() -> None:
         rows.append(measure(model, samples, arguments.repeats, device, dtype, arguments.against))
         print(pd.Series(rows[-1]).round(3).to_string(), "\n", flush=True)
     table = pd.DataFrame(rows).round(3)
-    if arguments.out:
-        table.assign(device=str(device), dtype=arguments.dtype, **code, **stamp()).to_csv(
-            arguments.out, index=False
-        )
+    save(table, arguments.out, device=str(device), dtype=arguments.dtype, **code)
 
 
 if __name__ == "__main__":

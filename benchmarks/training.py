@@ -7,14 +7,13 @@ batches; they are trained in turns, and the fastest of the repeats counts.
     python benchmarks/training.py --out benchmarks/results/training.csv
 """
 
-import argparse
 import time
-from pathlib import Path
 
 import pandas as pd
 import torch
 from _networks import BatchFirst, Gather
-from _stamp import command_line, stamp
+from _script import parser_for, save
+from _stamp import command_line
 
 from gsnn.kernels import compiled as native
 from gsnn.models.GSNN import GSNN
@@ -51,11 +50,8 @@ def train(kind: str, norm: str) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_for(__doc__, None)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="CSV to write")
     arguments = command_line(parser)
     torch.set_num_threads(1)
     rows = []
@@ -73,8 +69,7 @@ def main() -> None:
         )
     table = pd.DataFrame(rows).round(4)
     print(table.to_string(index=False))
-    if arguments.out:
-        table.assign(native=native.level(), **stamp()).to_csv(arguments.out, index=False)
+    save(table, arguments.out, native=native.level())
 
 
 if __name__ == "__main__":

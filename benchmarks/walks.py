@@ -13,7 +13,6 @@ PecanPy needs numpy below 2, so it is looked for in the Python given by --pecanp
     python benchmarks/walks.py --pecanpy pecan/bin/python
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -85,14 +84,14 @@ def timed(call, *args):
 
 def main() -> None:
     import pandas as pd
-    from _stamp import command_line, stamp
+    from _script import parser_for, save
+    from _stamp import command_line
 
     from gsnn.optim.walks import Transitions, random_walks
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_for(__doc__, OUT)
     parser.add_argument("--pecanpy", default=sys.executable, help="Python of an environment with PecanPy")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=OUT)
     args = command_line(parser)
 
     rng = np.random.default_rng(0)
@@ -149,10 +148,8 @@ def main() -> None:
     print(
         f"the loop takes {best['rng.choice loop, walks'] / best['gsnn, walks']:.0f} times ours (at least 50)"
     )
-    args.out.parent.mkdir(exist_ok=True)
     settings = {"nodes": NODES, "edges": EDGES, "walks_per_node": WALKS, "steps": STEPS}
-    rows.round(6).assign(**{**settings, **stamp(), "threads": 1}).to_csv(args.out, index=False)
-    print(f"wrote {args.out}")
+    save(rows, args.out, 6, threads=1, **settings)
 
 
 if __name__ == "__main__":
