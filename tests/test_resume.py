@@ -311,7 +311,7 @@ def test_killed_between_the_last_file_and_the_end(paths, data, whole, tmp_path, 
     assert again.exit_code == 2 and "is not empty" in again.stderr
 
 
-def test_another_run_in_the_place_of_a_finished_one_is_not_called_finished(data, whole, tmp_path, monkeypatch):
+def test_another_run_in_place_of_a_finished_one_is_not_called_finished(data, whole, tmp_path, monkeypatch):
     run(data, tmp_path, QUICK, verbose=False)
     other = replace(QUICK, seed=5)
     interrupt(data, tmp_path, monkeypatch, options=other, force=True)
