@@ -1,5 +1,6 @@
 """The graph container that every layer of the package shares, and its conversions."""
 
+from gsnn.graph.build_graph import build
 from gsnn.graph.container import (
     EDGE_TYPES,
     NODE_TYPES,
@@ -19,5 +20,6 @@ __all__ = [
     "GraphWarning",
     "HeteroGraph",
     "as_graph",
+    "build",
     "edge_type_label",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from os import PathLike
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,21 +15,36 @@ from gsnn._delimited import Delimited, read_delimited
 from gsnn._text import some_names
 from gsnn.graph.types import EDGE_TYPES, EdgeType, GraphWarning
 
-#: Column names of public interaction tables, for the ones that this package uses.
-_ALIASES = {
-    "source": ("source", "source_genesymbol", "from", "ENTITYA"),
-    "target": ("target", "target_genesymbol", "to", "ENTITYB"),
+#: Column names of public interaction tables (OmniPath, SIGNOR, CollecTRI, CORNETO, CARNIVAL), in lower case.
+_ENDS = {
+    "source": ("source", "source_genesymbol", "from", "entitya", "tf"),
+    "target": ("target", "target_genesymbol", "to", "entityb"),
 }
+_SIGNS = ("sign", "effect", "interaction", "mor", "weight")
+_PAIRS = (
+    ("consensus_stimulation", "consensus_inhibition"),
+    ("is_stimulation", "is_inhibition"),
+    ("stimulation", "inhibition"),
+    ("is_activation", "is_inhibition"),
+)
 
-
+_SIGNOR = {  # 'up-regulates', 'up-regulates activity', 'up-regulates quantity', ...
+    f"{way}-regulates{what}": sign
+    for way, sign, by in (
+        ("up", "1", ("expression", "stabilization")),
+        ("down", "-1", ("repression", "destabilization")),
+    )
+    for what in ("", " activity", " quantity", *(f" quantity by {how}" for how in by))
+}
 #: Words for a sign, in lower case.
 SIGN_WORDS = {
-    **dict.fromkeys(("+", "activation", "stimulation", "activates", "stimulates", "positive"), "1"),
-    **dict.fromkeys(
-        ("-", "inhibition", "inhibits", "repression", "represses", "negative", "\u2212", "\u22121"), "-1"
-    ),
-    **dict.fromkeys(("?", "unknown"), "0"),
+    **dict.fromkeys(("+", "activation", "stimulation", "activates", "stimulates", "positive", "->"), "1"),
+    **dict.fromkeys(("-", "inhibition", "inhibits", "repression", "represses", "negative", "-|"), "-1"),
+    **dict.fromkeys(("\u2212", "\u22121"), "-1"),
+    **_SIGNOR,
+    **dict.fromkeys(("?", "unknown", "form complex"), "0"),
 }
+_TRUE, _FALSE = ("1", "true", "t", "yes", "1.0"), ("0", "false", "f", "no", "0.0", "")
 
 
 def read_table(path: str | PathLike[str]) -> tuple[pd.DataFrame, Delimited]:
@@ -53,37 +69,88 @@ def named_columns(
         ValueError: a column that was asked for is not there.
     """
     for role, wanted in (("source", source), ("target", target), ("sign", sign)):
-        if wanted is not None and wanted not in table.columns:
-            raise ValueError(
-                f"{where} has no column {wanted!r} for the {role}, got {some_names(map(str, table.columns))}"
-            )
+        need_column(table, where, role, wanted)
     chosen = {}
     for role, wanted in (("source", source), ("target", target)):
-        # OmniPath's tables have accessions in 'source' and the names that people use beside them.
-        aliases = _ALIASES[role]
-        symbols = f"{role}_genesymbol"
-        first = [symbols] if wanted is None and symbols in table.columns else []
-        name = wanted or next((a for a in (*first, *aliases) if a in table.columns), None)
+        name = wanted or end_column(table, role)
         if name is not None:
             chosen[role] = table[name]
     if sign is not None:
-        chosen["sign"] = table[sign]
+        chosen["sign"] = flags_as_signs(table[sign])
     elif "weight" not in table.columns and "sign" not in table.columns:
-        marks = [
-            f"{prefix}is_{kind}" for prefix in ("consensus_", "") for kind in ("stimulation", "inhibition")
-        ]
-        for up, down in (marks[:2], marks[2:]):
-            if up in table.columns and down in table.columns:
-                up_down = [table[c].map(_truth).astype(int) for c in (up, down)]
-                chosen["sign"] = (up_down[0] - up_down[1]).astype(str)
-                break
+        if "EFFECT" in table.columns and "ENTITYA" in table.columns:  # SIGNOR's
+            chosen["sign"] = table["EFFECT"]
+        elif (pair := sign_pair(table)) is not None:
+            chosen["sign"] = pair.astype(int).astype(str)
     if sign is not None and "weight" in table.columns:
         table = table.drop(columns="weight")
     return table.assign(**chosen)
 
 
+def need_column(table: pd.DataFrame, where: str, role: str, wanted: str | None) -> None:
+    """Refuse a column that was asked for and is not there.
+
+    Raises:
+        ValueError: naming the column, its role and the columns that are there.
+    """
+    if wanted is not None and wanted not in table.columns:
+        raise ValueError(
+            f"{where} has no column {wanted!r} for the {role}, got {some_names(map(str, table.columns))}"
+        )
+
+
+def found_column(table: pd.DataFrame, names: Sequence[str]) -> Any:
+    """The first column called like one of ``names`` (lower case; the table's may be upper), or None."""
+    known = {str(column).lower(): column for column in reversed(list(table.columns))}
+    exact = [name for name in names if name in table.columns]
+    return next((known[name] for name in (*exact, *names) if name in known), None)
+
+
+def end_column(table: pd.DataFrame, role: str) -> Any:
+    """The column of the sources or targets, or None.
+
+    OmniPath's tables have accessions in 'source' and the names that people use beside them.
+    """
+    symbols = f"{role}_genesymbol"
+    return symbols if symbols in table.columns else found_column(table, _ENDS[role])
+
+
+def sign_pair(table: pd.DataFrame) -> pd.Series | None:
+    """Signs 1, -1 and 0 (both or neither) from two columns such as is_stimulation and is_inhibition.
+
+    OmniPath's consensus decides where it is there and has one; else the plain columns do.
+    """
+    found = None
+    for names in _PAIRS:
+        columns = [found_column(table, (name,)) for name in names]
+        if None not in columns:
+            up, down = (table[column].map(_truth).astype(int) for column in columns)
+            found = up - down if found is None else found.where(found != 0, up - down)
+    return found
+
+
+def sign_column(table: pd.DataFrame) -> Any:
+    """The column with signs, or None."""
+    return found_column(table, _SIGNS)
+
+
+def flags_as_signs(column: pd.Series) -> pd.Series:
+    """A column of TRUE and FALSE as signs: TRUE is 1, or -1 where the column is called after an inhibition.
+
+    FALSE is 0, not known. Other columns are returned as they are.
+    """
+    words = column.map(lambda cell: str(cell).strip().lower())
+    if not words.isin(("true", "false", "t", "f", "yes", "no", "")).all() or not words.isin(_TRUE).any():
+        return column
+    down = any(part in str(column.name).lower() for part in ("inhib", "repress", "down", "neg"))
+    return words.isin(_TRUE).map({True: "-1" if down else "1", False: "0"})
+
+
 def _truth(cell: object) -> bool:
-    return str(cell).strip().lower() in ("1", "true", "t", "yes", "1.0")
+    word = "" if cell is None or cell != cell else str(cell).strip().lower()
+    if word not in _TRUE and word not in _FALSE and word not in ("na", "nan", "none", "<na>"):
+        raise ValueError(f"a column of yes and no must hold TRUE, FALSE, 1 or 0, got {cell!r}")
+    return word in _TRUE
 
 
 def refuse_repeated(edges: pd.DataFrame, found: Delimited) -> None:
