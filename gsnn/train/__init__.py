@@ -1,8 +1,9 @@
 """Fitting and predicting."""
 
 from gsnn.data.scaling import Scaling
+from gsnn.train.callbacks import Callback, EpochState
 from gsnn.train.history import History
 from gsnn.train.loop import SCHEDULES, fit, predict
 from gsnn.train.side_by_side import fit_side_by_side
 
-__all__ = ["SCHEDULES", "History", "Scaling", "fit", "fit_side_by_side", "predict"]
+__all__ = ["SCHEDULES", "Callback", "EpochState", "History", "Scaling", "fit", "fit_side_by_side", "predict"]

@@ -12,7 +12,7 @@ import math
 import operator
 import os
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,14 +23,12 @@ from gsnn._progress import ProgressBar
 from gsnn.data.dataset import Prepared
 from gsnn.data.match import as_rows, node_names, sample_names
 from gsnn.data.scaling import Scaling, scaling_of, set_scaling
+from gsnn.train.callbacks import Callbacks, EpochState, checked, stop_asked
 from gsnn.train.history import History
 from gsnn.train.resume import FitCheckpoint, Progress, describe_model, describe_versions
 from gsnn.train.tables import Table, prepare
 
-if TYPE_CHECKING:
-    pass
-
-Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Criterion = Callable[..., torch.Tensor]
 
 SCHEDULES = ("cosine", "constant")
 
@@ -40,6 +38,7 @@ def fit(
     x: Any,
     y: Any,
     *,
+    sample_weight: Any = None,
     validation: tuple[Any, Any] | float | None = None,
     epochs: int = 100,
     batch_size: int = 64,
@@ -52,6 +51,7 @@ def fit(
     restore_best: bool = True,
     seed: int | None = None,
     device: torch.device | str | None = None,
+    callbacks: Callbacks = (),
     verbose: bool | str = True,
     checkpoint_path: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 1,
@@ -69,6 +69,9 @@ def fit(
 
     Args:
         model: a GSNN (anything with ``graph.node_names_dict`` and a forward from x to y).
+        sample_weight: one number of at least 0 for each row of x (a Series is matched by name where x names
+            its rows): how much its squared errors count. Rows of weight 0 are left out. The scaling
+            and the norms' batch statistics count every other row alike.
         validation: ``(x_val, y_val)``, or the fraction of rows to put aside, drawn at random. The
             weights of the epoch with the lowest validation loss are restored at the end. Without it
             the model keeps the weights of the last epoch.
@@ -76,7 +79,8 @@ def fit(
             the weights of the last epoch stay. This is how a test set can be watched.
         patience: stop after this many epochs without a lower validation loss.
         crit: ``crit(yhat, y) -> scalar``, mean squared error by default. Where y has gaps it gets the
-            measured entries only, as two vectors.
+            measured entries only, as two vectors. With ``sample_weight`` it is ``crit(yhat, y, weight)``, the
+            weights of the shape of y and 1 on average over the training rows.
         schedule: ``'cosine'`` takes the learning rate from ``lr`` to 0 over all steps, ``'constant'``
             keeps it.
         standardize: train on standardised columns. The scaling is computed from the training rows
@@ -85,6 +89,11 @@ def fit(
         seed: fixes the order of the batches, the validation split and dropout, and leaves the global
             random state alone. Without it everything follows torch's global state.
         device: moves the model there first (and leaves it there); by default the model's own device.
+        callbacks: functions of an :class:`gsnn.train.callbacks.EpochState`, or objects whose method
+            ``on_epoch`` is one, called in turn after each epoch. Where one returns True the fit ends as after
+            its last epoch. Where one raises, the model first gets the weights that it would have had then.
+            After an interruption they are called from the epoch on that follows. With a ``seed``, random
+            numbers that they draw change nothing.
         verbose: show progress, as a bar on a terminal and else as a line each tenth; a text labels it.
         checkpoint_path: a file that keeps the state after finished epochs. Where it is there already, the
             fit goes on from it: the same call in a new process gives, on the same kind of machine and
@@ -100,8 +109,9 @@ def fit(
 
     Raises:
         ValueError: wrong shapes, missing or unknown columns, NaN or infinite x, infinite y, an output
-            without a single measured value, options out of range; a checkpoint that is damaged or belongs
-            to another run.
+            without a single measured value, weights that are negative or all 0, options out of range; a
+            checkpoint that is damaged or belongs to another run.
+        TypeError: ``callbacks`` is no list of such, or one returned something else than True, False or None.
         FileNotFoundError: the folder of ``checkpoint_path`` is not there.
         FloatingPointError: the loss became NaN or infinite. The weights of the best epoch so far (by
             validation loss; the initial ones where there is none) are put back first, and the checkpoint is
@@ -122,12 +132,24 @@ def fit(
     if not params:
         raise ValueError("model must have parameters that require a gradient, got none")
     dtype, device = params[0].dtype, params[0].device
-    crit = torch.nn.functional.mse_loss if crit is None else crit
+    calls = checked(callbacks)
+    crit = default_criterion(sample_weight) if crit is None else crit
 
     seed = None if seed is None else operator.index(seed)
     rng = torch.Generator()
     rng.manual_seed(int(torch.randint(2**62, ()).item()) if seed is None else seed)
-    given = prepare(model, x, y, validation, standardize, rng, checkpoint_path is not None, device, dtype)
+    given = prepare(
+        model,
+        x,
+        y,
+        validation,
+        standardize,
+        rng,
+        checkpoint_path is not None,
+        device,
+        dtype,
+        sample_weight=sample_weight,
+    )
     x_train, y_train, val, scaling = given.x, given.y, given.val, given.scaling
     n_batches = math.ceil(len(x_train) / batch_size)
     n_steps = epochs * n_batches
@@ -166,7 +188,8 @@ def fit(
                 for b, rows in enumerate(torch.tensor_split(order, n_batches)):
                     for group in opt.param_groups:
                         group["lr"] = rate(lr, schedule, first + b, n_steps)
-                    loss = loss_of(crit, model(x_train[rows]), y_train[rows], given.gaps)
+                    weights = given.weights_of(rows)
+                    loss = loss_of(crit, model(x_train[rows]), y_train[rows], given.gaps, weights)
                     opt.zero_grad(set_to_none=True)
                     loss.backward()
                     opt.step()
@@ -174,7 +197,9 @@ def fit(
                     count += len(rows)
                 opt.zero_grad(set_to_none=True)
                 done.train_loss.append(float(total) / count)
-                done.val_loss.append(math.nan if val is None else _evaluate(model, crit, *val, batch_size))
+                done.val_loss.append(
+                    math.nan if val is None else _evaluate(model, crit, *val, given.val_weight, batch_size)
+                )
                 done.lr.append(rate(lr, schedule, first, n_steps))
                 losses = {"train": done.train_loss[-1]} | ({} if val is None else {"val": done.val_loss[-1]})
                 if not all(map(math.isfinite, losses.values())):
@@ -197,6 +222,17 @@ def fit(
                 ):
                     checkpoint.save(model, opt, rng, done)
                 bar.update(**losses)
+                if calls:
+                    state = epoch_state(done, epochs, model)
+                    try:
+                        with _undrawn(seed, device):
+                            done.stopped = stop_asked(calls, state)
+                    except BaseException:
+                        if val is not None and restore_best:
+                            model.load_state_dict(done.best)
+                        raise
+                    if done.stopped and checkpoint is not None:
+                        checkpoint.save(model, opt, rng, done)
     best_epoch = done.epoch
     if val is not None and restore_best:
         best_epoch = done.best_epoch
@@ -240,8 +276,16 @@ def predict(model: torch.nn.Module, x: Any, *, batch_size: int = 1024) -> Any:
 
 
 def stops(done: Progress, patience: int | None) -> bool:
-    """Whether no epoch in ``patience`` has lowered the validation loss."""
-    return patience is not None and done.epoch - done.best_epoch >= patience
+    """Whether a callback asked to stop, or no epoch in ``patience`` has lowered the validation loss."""
+    return done.stopped or (patience is not None and done.epoch - done.best_epoch >= patience)
+
+
+def epoch_state(
+    done: Progress, epochs: int, model: torch.nn.Module, member: int = 0, members: int = 1
+) -> EpochState:
+    """What callbacks are told of the epoch that is finished."""
+    losses = done.train_loss[-1], done.val_loss[-1], done.lr[-1]
+    return EpochState(done.epoch, epochs, *losses, done.best_epoch, model, member, members)
 
 
 def rate(lr: float, schedule: str, step: int, n_steps: int) -> float:
@@ -249,21 +293,41 @@ def rate(lr: float, schedule: str, step: int, n_steps: int) -> float:
     return lr if schedule == "constant" else lr * 0.5 * (1.0 + math.cos(math.pi * step / n_steps))
 
 
-def loss_of(crit: Criterion, yhat: torch.Tensor, y: torch.Tensor, gaps: bool) -> torch.Tensor:
-    """``crit`` over the entries of y that were measured."""
-    if not gaps:
-        return crit(yhat, y)
-    measured = ~y.isnan()
-    return crit(yhat[measured], y[measured])
+def default_criterion(sample_weight: Any) -> Criterion:
+    """Mean squared error, weighted where there are weights."""
+    return torch.nn.functional.mse_loss if sample_weight is None else weighted_mse
 
 
-def _evaluate(model: torch.nn.Module, crit: Criterion, x: Table, y: Table, batch_size: int) -> float:
+def weighted_mse(yhat: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Mean of ``weight * (yhat - y)^2`` over all entries, for three tensors of one shape."""
+    return (weight * (yhat - y).square()).mean()
+
+
+def loss_of(
+    crit: Criterion, yhat: torch.Tensor, y: torch.Tensor, gaps: bool, weight: torch.Tensor | None = None
+) -> torch.Tensor:
+    """``crit`` over the measured entries of y (b, N_out), with the rows' ``weight`` (b,) if there is one."""
+    given = [yhat, y] if weight is None else [yhat, y, weight[:, None].expand_as(y)]
+    if gaps:
+        measured = ~y.isnan()
+        given = [values[measured] for values in given]
+    return crit(*given)
+
+
+def _evaluate(
+    model: torch.nn.Module,
+    crit: Criterion,
+    x: Table,
+    y: Table,
+    weight: torch.Tensor | None,
+    batch_size: int,
+) -> float:
     """Loss over all of (x, y) at once, so that it does not depend on how batches are cut."""
     model.eval()
     with torch.no_grad():
         yhat = torch.cat([model(x[i : i + batch_size]) for i in range(0, len(x), batch_size)])
         measured = y[:]
-        return float(loss_of(crit, yhat, measured, bool(measured.isnan().any())))
+        return float(loss_of(crit, yhat, measured, bool(measured.isnan().any()), weight))
 
 
 def _snapshot(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -279,6 +343,13 @@ def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
+
+
+def _undrawn(seed: int | None, device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Inside, random numbers may be drawn that the fit of a ``seed`` does not miss."""
+    if seed is None:
+        return contextlib.nullcontext()
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def check_options(

@@ -29,13 +29,14 @@ KIND = "gsnn_checkpoint"
 
 @dataclass
 class Progress:
-    """What ``fit`` has done so far: one entry per finished epoch, and the best weights."""
+    """What ``fit`` has done so far: one entry per finished epoch, the best weights, if it was stopped."""
 
     best: dict[str, torch.Tensor]
     best_epoch: int = 0
     train_loss: list[float] = field(default_factory=list)
     val_loss: list[float] = field(default_factory=list)
     lr: list[float] = field(default_factory=list)
+    stopped: bool = False
 
     @property
     def epoch(self) -> int:
@@ -88,7 +89,7 @@ class FitCheckpoint:
             torch.cuda.set_rng_state(tensors["rng.dropout_device"], device)
         best = _with_ties(_part(tensors, "best"), header["ties"])
         done.best = {name: value.to(device) for name, value in best.items()}
-        done.best_epoch = header["best_epoch"]
+        done.best_epoch, done.stopped = header["best_epoch"], header.get("stopped", False)
         done.train_loss, done.val_loss, done.lr = tensors["losses"].tolist()
 
     def save(
@@ -111,7 +112,7 @@ class FitCheckpoint:
         }
         if device.type == "cuda":
             tensors["rng.dropout_device"] = torch.cuda.get_rng_state(device)
-        header = {"run": self.run, "best_epoch": done.best_epoch, "ties": ties}
+        header = {"run": self.run, "best_epoch": done.best_epoch, "stopped": done.stopped, "ties": ties}
         container.write_file(self.path, KIND, header, tensors)
 
     def discard(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,17 @@ from gsnn._progress import ProgressBar
 from gsnn.data.scaling import Scaling, set_scaling
 from gsnn.io import container
 from gsnn.models.SideBySide import SideBySide
+from gsnn.train.callbacks import Callbacks, EpochState, checked, stop_asked
 from gsnn.train.history import History
-from gsnn.train.loop import Criterion, check_options, loss_of, rate, stops
+from gsnn.train.loop import (
+    Criterion,
+    check_options,
+    default_criterion,
+    epoch_state,
+    loss_of,
+    rate,
+    stops,
+)
 from gsnn.train.resume import KIND, Progress, check_same_run, describe_model, describe_versions
 from gsnn.train.tables import Tables, prepare
 
@@ -38,6 +47,7 @@ class _Member:
     """One network's fit: its tables, where it stands, and what it has seen."""
 
     model: GSNN
+    number: int
     tables: Tables
     rng: torch.Generator
     dropout: torch.Generator
@@ -55,6 +65,7 @@ def fit_side_by_side(
     data: Sequence[tuple[Any, Any]],
     *,
     seeds: Sequence[int],
+    sample_weight: Sequence[Any] | None = None,
     validation: Sequence[tuple[Any, Any] | float | None] | None = None,
     epochs: int = 100,
     batch_size: int = 64,
@@ -66,6 +77,7 @@ def fit_side_by_side(
     standardize: bool | Scaling = False,
     restore_best: bool = True,
     device: torch.device | str | None = None,
+    callbacks: Callbacks = (),
     verbose: bool | str = True,
     checkpoint_path: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 1,
@@ -82,7 +94,10 @@ def fit_side_by_side(
         models: K GSNNs, each in the list once.
         data: (x, y) of each, anything that ``fit`` takes.
         seeds: of each.
+        sample_weight: of each, as ``fit`` takes it; None for none.
         validation: of each, as ``fit`` takes it; None for none.
+        callbacks: called after each epoch of each model, which ``state.member`` counts; True stops this one
+            model. Where one raises, or at Ctrl-C, every model first gets the weights that a stop leaves.
         checkpoint_path: a file from which the same call goes on after an interruption, with the result that
             it would have had. It belongs to its settings, data, graphs and initial weights.
         checkpoint_every: write it after every so many epochs of the first model that is still training.
@@ -99,7 +114,9 @@ def fit_side_by_side(
     """
     models, data, seeds = list(models), list(data), [operator.index(seed) for seed in seeds]
     given = [None] * len(models) if validation is None else list(validation)
-    for name, values in (("data", data), ("seeds", seeds), ("validation", given)):
+    weights = [None] * len(models) if sample_weight is None else list(sample_weight)
+    lists: tuple[tuple[str, list[Any]], ...] = (("data", data), ("seeds", seeds), ("validation", given))
+    for name, values in (*lists, ("sample_weight", weights)):
         if len(values) != len(models):
             raise ValueError(
                 f"{name} must have one entry for each of {len(models)} models, got {len(values)}"
@@ -111,20 +128,26 @@ def fit_side_by_side(
     whole("checkpoint_every", checkpoint_every)
     if checkpoint_path is not None and not Path(checkpoint_path).resolve().parent.is_dir():
         raise FileNotFoundError(f"checkpoint_path must be in a folder that exists, got {checkpoint_path}")
-    crit = torch.nn.functional.mse_loss if crit is None else crit
+    calls = checked(callbacks)
+    if len({weight is None for weight in weights}) > 1:
+        raise ValueError("sample_weight must be given for all models or for none, got it for some")
+    crit = default_criterion((weights or [None])[0]) if crit is None else crit
     if device is not None:
         for model in models:
             model.to(device)
-    members = []
-    for model, (x, y), aside, seed in zip(models, data, given, seeds, strict=True):
+    members: list[_Member] = []
+    for model, (x, y), weight, aside, seed in zip(models, data, weights, given, seeds, strict=True):
         param = next(model.parameters())
         rng = torch.Generator().manual_seed(seed)
         looked = checkpoint_path is not None
-        tables = prepare(model, x, y, aside, standardize, rng, looked, param.device, param.dtype)
+        place = param.device, param.dtype
+        tables = prepare(model, x, y, aside, standardize, rng, looked, *place, sample_weight=weight)
         n_batches = math.ceil(len(tables.x) / batch_size)
         dropout = torch.Generator().manual_seed(seed)
         done = Progress({})
-        members.append(_Member(model, tables, rng, dropout, n_batches, epochs * n_batches, done))
+        members.append(
+            _Member(model, len(members), tables, rng, dropout, n_batches, epochs * n_batches, done)
+        )
     run = {
         **{"epochs": epochs, "batch_size": batch_size, "lr": float(lr), "weight_decay": float(weight_decay)},
         **{"patience": patience, "schedule": schedule, "restore_best": restore_best, "seeds": seeds},
@@ -133,7 +156,17 @@ def fit_side_by_side(
         "validation": ["given" if isinstance(aside, tuple) else aside for aside in given],
     }
     settings = _Settings(
-        epochs, batch_size, lr, weight_decay, patience, crit, schedule, restore_best, checkpoint_every
+        epochs,
+        batch_size,
+        lr,
+        weight_decay,
+        patience,
+        crit,
+        schedule,
+        restore_best,
+        checkpoint_every,
+        calls,
+        len(models),
     )
     label = verbose if isinstance(verbose, str) else "epochs"
     lots = _lots(members, batch_size)
@@ -169,6 +202,8 @@ class _Settings:
     schedule: str
     restore_best: bool
     checkpoint_every: int
+    calls: list[Callable[[EpochState], Any]]
+    n_models: int
 
 
 def _lots(members: Sequence[_Member], batch_size: int) -> list[list[_Member]]:
@@ -209,8 +244,12 @@ class _Lot:
                 self.checkpoint.resume(self)
             for member in self.members:
                 set_scaling(member.model, member.tables.scaling)
-            while self.active:
-                self._one_step()
+            try:
+                while self.active:
+                    self._one_step()
+            except BaseException:  # a callback's error or Ctrl-C must not lose what was learnt
+                self._hand_over(range(len(self.active)))
+                raise
 
     def _unite(self, members: list[_Member], moments: list[dict[str, torch.Tensor]] | None) -> None:
         """The networks that go on, as one, their optimizer with the moments it had."""
@@ -248,8 +287,8 @@ class _Lot:
         each = outputs.unbind(1) if isinstance(outputs, torch.Tensor) else outputs
         losses = torch.stack(
             [
-                loss_of(s.crit, yhat, member.tables.y[index], member.tables.gaps)
-                for member, yhat, index in zip(self.active, each, at_device, strict=True)
+                loss_of(s.crit, yhat, m.tables.y[index], m.tables.gaps, m.tables.weights_of(index))
+                for m, yhat, index in zip(self.active, each, at_device, strict=True)
             ]
         )
         self.opt.zero_grad(set_to_none=True)
@@ -283,7 +322,7 @@ class _Lot:
                 yhat = torch.cat([self.side.one(k, val[0][i : i + s.batch_size]) for i in starts])
                 measured = val[1][:]
                 gaps = bool(measured.isnan().any())
-                done.val_loss[-1] = float(loss_of(s.crit, yhat, measured, gaps))
+                done.val_loss[-1] = float(loss_of(s.crit, yhat, measured, gaps, member.tables.val_weight))
         losses = {"train": done.train_loss[-1]} | ({} if val is None else {"val": done.val_loss[-1]})
         if not all(map(math.isfinite, losses.values())):
             self._explode(member, losses["train"])
@@ -291,6 +330,11 @@ class _Lot:
             member.best, done.best_epoch = self.side.snapshot(k), done.epoch
         if member is self.members[0]:
             self.bar.update(**losses)
+        if s.calls:
+            self._write_models([k])
+            done.stopped = stop_asked(
+                s.calls, epoch_state(done, s.epochs, member.model, member.number, s.n_models)
+            )
         return done.epoch == s.epochs or stops(done, s.patience)
 
     def _explode(self, member: _Member, loss: float) -> None:
@@ -298,7 +342,7 @@ class _Lot:
         if self.checkpoint is not None:
             self.checkpoint.path.unlink(missing_ok=True)
         raise FloatingPointError(
-            f"the loss of model {self.members.index(member)} became {loss:g} in epoch {member.done.epoch} of "
+            f"the loss of model {member.number} became {loss:g} in epoch {member.done.epoch} of "
             f"{self.settings.epochs}; every model got the weights of its best epoch, or the initial ones. A "
             f"lower lr (now {self.settings.lr:g}) or another norm usually helps"
         )
@@ -310,6 +354,14 @@ class _Lot:
             self.side.restore(k, best)
         self._write_models(numbers)
 
+    def _hand_over(self, numbers: Sequence[int]) -> None:
+        """Give models the weights that a fit which ends now leaves."""
+        for k in numbers:
+            member = self.active[k]
+            if member.tables.val is not None and self.settings.restore_best and member.best is not None:
+                self.side.restore(k, member.best)
+        self._write_models(numbers)
+
     def _write_models(self, numbers: Sequence[int]) -> None:
         for k in numbers:
             self.side.write(k, self.active[k].model)
@@ -317,10 +369,8 @@ class _Lot:
     def _leave(self, finished: list[int]) -> None:
         """Put the results of finished networks into their models, and go on with the others."""
         for k in finished:
-            member = self.active[k]
-            member.finished = True
-            if member.tables.val is not None and self.settings.restore_best and member.best is not None:
-                self.side.restore(k, member.best)
+            self.active[k].finished = True
+        self._hand_over(finished)
         self._write_models(range(len(self.active)))
         rest = [k for k in range(len(self.active)) if k not in finished]
         moments = [self.opt.state[self.side.weights[k]] for k in rest]
@@ -366,6 +416,7 @@ class _Checkpoint:
             "run": self.run,
             "step": lot.step,
             "finished": [member.finished for member in lot.members],
+            "stopped": [member.done.stopped for member in lot.members],
             "best_epochs": [member.done.best_epoch for member in lot.members],
         }
         container.write_file(self.path, KIND, header, tensors)
@@ -394,7 +445,7 @@ class _Checkpoint:
             member.dropout.set_state(own["dropout"])
             member.order, member.total = own["order"], own["total"]
             member.done.train_loss, member.done.val_loss, member.done.lr = own["losses"].tolist()
-            member.done.best_epoch = header["best_epochs"][k]
+            member.done.best_epoch, member.done.stopped = header["best_epochs"][k], header["stopped"][k]
             statistics = own.get("best_statistics")
             member.best = own["best"].to(device), None if statistics is None else statistics.to(device)
             member.finished = header["finished"][k]
