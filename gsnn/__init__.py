@@ -12,6 +12,8 @@ _SHORT_NAMES = {
     "HeteroGraph": "gsnn.graph",
     "GSNN": "gsnn.models.GSNN",
     "FirstOrderEdgeInferer": "gsnn.optim.FirstOrderEdgeInferer",
+    "OutputEdgeInferer": "gsnn.optim.OutputEdgeInferer",
+    "InputEdgeInferer": "gsnn.optim.InputEdgeInferer",
     "MagnitudeEdgeInferer": "gsnn.optim.MagnitudeEdgeInferer",
     "MagnitudeEdgeRegressor": "gsnn.optim.MagnitudeEdgeRegressor",
     "MagnitudeEdgeKGE": "gsnn.optim.MagnitudeEdgeKGE",

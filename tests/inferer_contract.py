@@ -1,9 +1,11 @@
 """What every edge inferer must do: a suite that each member of the family inherits in its own test file.
 
 A member sets `member` to the name of its module and class, `score_col` to its score column, and says how it
-is built and fitted. `test_inferer.py` checks that no module `gsnn/optim/*Edge*.py` goes without.
+is built and fitted; one for edges of another type than function -> function sets `etype` and names of its
+own. `test_inferer.py` checks that no module `gsnn/optim/*Edge*.py` goes without.
 """
 
+import re
 from types import SimpleNamespace
 
 import matplotlib
@@ -38,6 +40,12 @@ def small_graph(function_edges=None):
     return HeteroGraph(
         index, {"input": ["a", "b", "c"], "function": FUNCTIONS, "output": ["y0", "y1"]}, warn=False
     )
+
+
+def names_of(graph, etype):
+    """The edges of a type as pairs of names."""
+    sources, targets = graph.node_names_dict[etype[0]], graph.node_names_dict[etype[2]]
+    return [(sources[i], targets[j]) for i, j in graph.edge_index_dict[etype].T.tolist()]
 
 
 def small_model(graph, seed=0, dtype=torch.float64, **options):
@@ -75,6 +83,21 @@ class EdgeInfererContract:
     member = ""
     score_col = "score"
     missing_edges = (("f0", "f4"), ("f7", "f3"), ("f2", "f5"))
+    rivals = (("f7", "f3"), ("f1", "f3"))  # missing, into one target
+    kept_edge = ("f1", "f2")
+    etype = EDGE_TYPES[0]
+
+    @property
+    def within(self):
+        """Whether sources and targets are nodes of one type, so that there are self pairs."""
+        return self.etype[0] == self.etype[2]
+
+    def bare(self):
+        """The graph without any edge of the type."""
+        return small_graph().without_edges(names_of(small_graph(), self.etype))
+
+    def nodes(self, graph):
+        return graph.node_names_dict[self.etype[0]], graph.node_names_dict[self.etype[2]]
 
     def make(self, model, data):
         """An unfitted inferer."""
@@ -103,16 +126,21 @@ class EdgeInfererContract:
         assert list(case.table.index) == list(range(len(case.table)))
 
     def test_table_has_every_pair_once_and_knows_the_graph(self, case):
-        n = len(FUNCTIONS)
+        sources, targets = self.nodes(case.graph)
         pairs = list(zip(case.table.src_idx, case.table.dst_idx, strict=True))
-        assert set(pairs) == {(i, j) for i in range(n) for j in range(n) if i != j}
-        assert len(pairs) == n * (n - 1)
-        assert [FUNCTIONS[i] for i in case.table.src_idx] == list(case.table.src_func)
-        assert [FUNCTIONS[j] for j in case.table.dst_idx] == list(case.table.dst_func)
-        kept = set(map(tuple, case.graph.edge_index_dict[EDGE_TYPES[0]].T.tolist()))
+        every = {(i, j) for i in range(len(sources)) for j in range(len(targets))}
+        assert set(pairs) == {(i, j) for i, j in every if not self.within or i != j}
+        assert len(pairs) == len(set(pairs))
+        assert [sources[i] for i in case.table.src_idx] == list(case.table.src_func)
+        assert [targets[j] for j in case.table.dst_idx] == list(case.table.dst_func)
+        kept = set(map(tuple, case.graph.edge_index_dict[self.etype].T.tolist()))
         assert [pair in kept for pair in pairs] == list(case.table.has_edge)
 
     def test_self_pairs_on_request(self, case):
+        if not self.within:
+            with pytest.raises(TypeError, match="exclude_self"):
+                case.inferer.evaluate(exclude_self=False)
+            return
         table = case.inferer.evaluate(exclude_self=False)
         assert len(table) == len(FUNCTIONS) ** 2
         assert (table.src_idx == table.dst_idx).sum() == len(FUNCTIONS)
@@ -179,7 +207,7 @@ class EdgeInfererContract:
             plot_inference.held_out_ranks(case.table.drop(columns=self.score_col), self.missing_edges)
 
     def test_target_ranking_is_static_and_needs_only_the_table(self, case):
-        edges = [*self.missing_edges, ("f1", "f2")]  # a kept edge may be ranked as well
+        edges = [*self.missing_edges, self.kept_edge]  # a kept edge may be ranked as well
         detail, summary = type(case.inferer).evaluate_target_ranking(
             case.table, edges, score_col=self.score_col, top_k=(1, 3)
         )
@@ -203,43 +231,44 @@ class EdgeInfererContract:
     def test_filtered_ranks_leave_out_what_is_known(self, case):
         table = case.table
         detail, _ = type(case.inferer).evaluate_target_ranking(
-            table, [("f7", "f3"), ("f1", "f3")], score_col=self.score_col, filtered=True
+            table, self.rivals, score_col=self.score_col, filtered=True
         )
         open_rows = table[~table.has_edge]
-        for own, other in (("f7", "f1"), ("f1", "f7")):
+        (one, target), (two, _) = self.rivals
+        for own, other in ((one, two), (two, one)):
             rest = open_rows[open_rows.src_func != other]
             row = detail[detail.src_func == own].iloc[0]
-            assert row["rank"] == brute_rank(rest, own, "f3", self.score_col)
-            assert row.n_candidates == rest[rest.dst_func == "f3"][self.score_col].notna().sum()
+            assert row["rank"] == brute_rank(rest, own, target, self.score_col)
+            assert row.n_candidates == rest[rest.dst_func == target][self.score_col].notna().sum()
 
     def test_pairs_that_cannot_be_ranked_count_as_lost(self, case):
         rank = type(case.inferer).evaluate_target_ranking
         table = case.table.copy()
-        known = ("f7", "f3")
-        row = table.index[(table.src_func == "f1") & (table.dst_func == "f3")][0]
+        known, (rival, target) = self.rivals
+        row = table.index[(table.src_func == rival) & (table.dst_func == target)][0]
         table.loc[row, self.score_col] = np.nan
-        edges = [known, ("f1", "f3"), ("f8", "f8"), ("nobody", "f3"), known, ("f1", "nowhere")]
+        edges = [known, (rival, target), ("f8", "f8"), ("nobody", target), known, (rival, "nowhere")]
         detail, summary = rank(table, edges, score_col=self.score_col, top_k=(1, 9))
         assert list(zip(detail.src_func, detail.dst_func, strict=True)) == sorted(set(edges))
-        lost = detail[detail.src_func != "f7"]
+        lost = detail[detail.src_func != known[0]]
         assert lost["rank"].isna().all() and lost["score"].isna().all()
         assert (lost.reciprocal_rank == 0).all() and not lost["top@9"].any()
-        (own,) = detail[detail.src_func == "f7"].itertuples()
+        (own,) = detail[detail.src_func == known[0]].itertuples()
         rest = table[table[self.score_col].notna()]
         assert own.rank == brute_rank(rest, *known, self.score_col)
-        assert own.n_candidates == (rest.dst_func == "f3").sum()
+        assert own.n_candidates == (rest.dst_func == target).sum()
         assert summary["n_positives"] == 5
         assert summary["mrr"] == pytest.approx(1 / own.rank / 5)
         assert summary["top@9"] == pytest.approx(1 / 5)
 
-    def test_a_graph_without_any_function_edge(self, case):
+    def test_a_graph_without_any_edge_of_the_type(self, case):
         """Everything is a candidate."""
-        bare = small_graph(function_edges=[])
+        bare = self.bare()
         model = small_model(bare)
         inferer = self.make(model, bare)
         self.fit(inferer, model, case.x, case.y)
         table = inferer.evaluate()
-        assert len(table) == len(FUNCTIONS) * (len(FUNCTIONS) - 1)
+        assert len(table) == len(case.table)
         assert not table.has_edge.any()
         assert table[self.score_col].notna().any()
         assert inferer.evaluate_against(self.missing_edges)["n_negatives"] == len(table) - 3
@@ -256,8 +285,6 @@ class EdgeInfererContract:
         "edges, error, message",
         [
             ([], ValueError, "positive_edges must hold at least one edge, got none"),
-            ([("f0", "nobody")], ValueError, "positive_edges must name function nodes.*'nobody'"),
-            ([("f0", "a")], ValueError, "1 unknown: 'a'"),
             ([("f0", "f4", "f5")], TypeError, "name pairs, got the item"),
             (["f0"], TypeError, "name pairs, got the item 'f0'"),
             ("f0", TypeError, "name pairs, got 'f0'"),
@@ -266,15 +293,28 @@ class EdgeInfererContract:
     def test_bad_positive_edges(self, case, edges, error, message):
         with pytest.raises(error, match=message):
             case.inferer.evaluate_against(edges)
-        if "unknown" not in message and "function nodes" not in message:  # such a pair is lost, no error
-            with pytest.raises(error, match=message):
-                type(case.inferer).evaluate_target_ranking(case.table, edges, score_col=self.score_col)
+        with pytest.raises(error, match=message):
+            type(case.inferer).evaluate_target_ranking(case.table, edges, score_col=self.score_col)
+
+    def test_positive_edges_with_unknown_nodes(self, case):
+        source, target = self.missing_edges[0]
+        for edge, kind, name in (
+            ((source, "nobody"), self.etype[2], "nobody"),
+            (("nobody", target), self.etype[0], "nobody"),
+            ((source, "a"), self.etype[2], "a"),  # an input, which nothing leads to
+        ):
+            with pytest.raises(
+                ValueError, match=f"positive_edges must name {kind} nodes.*1 unknown: '{name}'"
+            ):
+                case.inferer.evaluate_against([edge])
 
     def test_positive_edges_that_are_no_missing_pairs(self, case):
-        with pytest.raises(ValueError, match=r"missing from the graph, got 1 kept edges: \('f0', 'f1'\)"):
-            case.inferer.evaluate_against([("f0", "f1"), ("f0", "f4")])
-        with pytest.raises(ValueError, match="must join two nodes"):
-            case.inferer.evaluate_against([("f8", "f8")])
+        message = re.escape(f"missing from the graph, got 1 kept edges: {self.kept_edge}")
+        with pytest.raises(ValueError, match=message):
+            case.inferer.evaluate_against([self.kept_edge, self.missing_edges[0]])
+        if self.within:
+            with pytest.raises(ValueError, match="must join two nodes"):
+                case.inferer.evaluate_against([("f8", "f8")])
         twice = [*self.missing_edges, *self.missing_edges]
         assert case.inferer.evaluate_against(twice) == case.inferer.evaluate_against(self.missing_edges)
 

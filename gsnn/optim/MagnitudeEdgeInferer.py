@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gsnn._modes import evaluation_mode
-from gsnn._progress import progress
-from gsnn.optim.batch_scale import BatchScale, Crit, device_of, dtype_of, unpack
+from gsnn.optim.batch_scale import Crit, device_of
 from gsnn.optim.edge_table import (
     KeptEdges,
     check_missing,
@@ -21,6 +18,7 @@ from gsnn.optim.edge_table import (
     judge,
     rank_in_targets,
 )
+from gsnn.optim.gradient_pass import Batch, over_batches
 from gsnn.optim.layer_captures import LayerCaptures
 from gsnn.stats.moments import aggregate, partial_correlation
 from gsnn.stats.processes import group_of, merged_fit
@@ -176,13 +174,12 @@ class MagnitudeEdgeInferer:
     ) -> tuple[Statistics, float]:
         """Those of one pass, by all ranks together, and the coarsest machine precision of the captures."""
         group = group_of(process_group)
-        home = device_of(self.model)
-        away = home if device is None else torch.device(device)
+        away = device_of(self.model) if device is None else torch.device(device)
         seen: Statistics | None = None
         eps = 0.0
         failure: Exception | None = None
         try:
-            seen, eps = self._pass_over(dataloader, crit, home, away, verbose)
+            seen, eps = self._pass_over(dataloader, crit, away, verbose)
         except Exception as error:
             if group is None:
                 raise
@@ -197,56 +194,31 @@ class MagnitudeEdgeInferer:
         self,
         dataloader: Iterable[Any],
         crit: Crit | None,
-        home: torch.device,
-        away: torch.device,
+        device: torch.device,
         verbose: bool,
     ) -> tuple[Statistics | None, float]:
         """The statistics of `dataloader`, None if it has no sample, and the captures' machine precision."""
         collector, eps = Collector(), 0.0
-        scale_of = BatchScale(crit)
-        with ExitStack() as stack:
-            if away != home:
-                stack.callback(self.model.to, home)
-                self.model.to(away)
-            stack.enter_context(evaluation_mode(self.model))
-            stack.enter_context(self._captures.recording())
-            stack.enter_context(torch.enable_grad())
-            for number, batch in enumerate(progress(dataloader, "samples", verbose)):
-                x, y, precision = self._magnitudes(batch, away, scale_of, number)
-                collector.add(x, y)
-                eps = max(eps, precision)
+
+        def take(batch: Batch) -> None:
+            nonlocal eps
+            x, y, precision = self._magnitudes(batch)
+            collector.add(x, y)
+            eps = max(eps, precision)
+
+        over_batches(self.model, self._captures, dataloader, take, crit, device, verbose)
         return collector.result(), eps
 
-    def _magnitudes(
-        self, batch: Any, device: torch.device, scale_of: BatchScale, number: int
-    ) -> tuple[Tensor, Tensor, float]:
+    def _magnitudes(self, batch: Batch) -> tuple[Tensor, Tensor, float]:
         """x = ||z^p|| and y = ||g^(p+1)|| of one batch, both (P, B, N) in float64, and z's precision."""
-        inputs, target = unpack(batch, device, dtype_of(self.model))
-        # The captures must be on the autograd graph even if every parameter is frozen.
-        prediction = self.model(inputs.detach().requires_grad_())
         captured = self._captures.tensors()
-        loss, keep, scale = scale_of(prediction, target)
-        needed = captured[1:]
-        if not loss.requires_grad or not all(t.requires_grad for t in needed):
-            raise ValueError(
-                "crit must return a loss that depends on the model's output, got one without a gradient"
-            )
-        grads = torch.autograd.grad(loss, needed, allow_unused=True)
+        grads = batch.gradients(captured[1:])
         x = torch.stack([self._norm(t.detach()) for t in captured[:-1]])
-        y = torch.stack(
-            [self._norm(t.new_zeros(t.shape) if g is None else g) for g, t in zip(grads, needed, strict=True)]
-        )
-        for values, kind, first_layer in ((x, "activation", 0), (y, "gradient", 1)):
-            if not bool(values.isfinite().all()):
-                pair, _, node = (~values.isfinite()).nonzero()[0].tolist()
-                where = f"function node {self.function_nodes[node]!r} in block {pair + first_layer}"
-                raise ValueError(
-                    f"the {kind} of {where} is not finite (batch {number}): check the data and the loss for "
-                    "NaN and infinity"
-                )
-        if keep is not None:
-            x, y = x[:, keep], y[:, keep]
-        return x, y * scale, max(torch.finfo(t.dtype).eps for t in captured)
+        y = torch.stack([self._norm(g) for g in grads])
+        batch.check_finite(x, "activation", "function node", self.function_nodes, 0)
+        batch.check_finite(y, "gradient", "function node", self.function_nodes, 1)
+        precision = max(torch.finfo(t.dtype).eps for t in captured)
+        return batch.counted(x), batch.counted(y) * batch.scale, precision
 
     def _norm(self, captured: Tensor) -> Tensor:
         """(B, N*C) -> (B, N), in float64 so that tiny gradients neither underflow nor lose digits."""

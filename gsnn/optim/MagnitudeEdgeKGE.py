@@ -358,7 +358,7 @@ class MagnitudeEdgeKGE(nn.Module):
         scores = self._scores()
         if fuse is not None:
             scores = self._mined.fused(scores, fuse)
-        source, target = all_pairs(self.N, exclude_self)
+        source, target = all_pairs(self.kept, exclude_self)
         columns = {"score": scores[source, target]}
         columns |= {name: v[source, target] for name, v in self._mined.columns.items() if name != "corr"}
         columns["q_value"] = benjamini_hochberg(columns["p_value"])

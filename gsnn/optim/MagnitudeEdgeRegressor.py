@@ -296,7 +296,7 @@ class MagnitudeEdgeRegressor(nn.Module):
         together, not that an edge is missing. RuntimeError before the first `aux_step`.
         """
         self._check_fitted()
-        source, target = all_pairs(self.N, exclude_self)
+        source, target = all_pairs(self.kept, exclude_self)
         columns = {"score": self.scores().double().cpu().numpy()[source, target]}
         eps = torch.finfo(self.W.dtype).eps
         for pair, r in enumerate(self._recent.correlations(eps)):

@@ -13,25 +13,26 @@ from gsnn.optim.edge_table import KeptEdges, Pair
 
 
 def pair_weights(kept: KeptEdges, candidates: Any = None, priors: Any = None) -> NDArray[np.float64]:
-    """(N, N) weight of each pair of function nodes, 0 for those that may not be chosen; see `greedy`."""
-    number = {name: k for k, name in enumerate(kept.names)}
-    weight = np.where(kept.mask | np.eye(len(number), dtype=bool), 0.0, 1.0)
+    """(S, T) weight of each pair of `kept`'s nodes, 0 for those that may not be chosen; see `greedy`."""
+    row, column = ({name: k for k, name in enumerate(names)} for names in (kept.sources, kept.targets))
+    weight = np.where(kept.mask | kept.itself, 0.0, 1.0)
     if candidates is not None:
         among = np.zeros(weight.shape, dtype=bool)
         for source, target in named_pairs(candidates, "candidates"):
-            if source in number and target in number:
-                among[number[source], number[target]] = True
+            if source in row and target in column:
+                among[row[source], column[target]] = True
         weight[~among] = 0.0
     for (source, target), value in _weights(priors):
         if isinstance(value, bool) or not (value >= 0 and math.isfinite(value)):
             raise ValueError(
                 f"priors must be finite weights of at least 0, got {value!r} for {(source, target)}"
             )
-        if source in number and target in number:
-            weight[number[source], number[target]] *= float(value)
+        if source in row and target in column:
+            weight[row[source], column[target]] *= float(value)
     if not (weight > 0).any():
+        kinds = " and ".join(dict.fromkeys(kept.kinds))
         raise ValueError(
-            "candidates and priors must leave at least one pair of function nodes that the graph lacks"
+            f"candidates and priors must leave at least one pair of {kinds} nodes that the graph lacks"
             ", got none"
         )
     return weight

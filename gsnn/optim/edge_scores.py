@@ -16,10 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gsnn._modes import evaluation_mode
-from gsnn._progress import progress
-from gsnn.optim.batch_scale import BatchScale, Crit
+from gsnn.optim.batch_scale import Crit
 from gsnn.optim.edge_table import KeptEdges
+from gsnn.optim.gradient_pass import Batch, over_batches
 from gsnn.optim.layer_captures import LayerCaptures
 
 Scores = NDArray[np.float64]
@@ -91,28 +90,22 @@ def edge_scores(
         raise ValueError(f"ridge must be a positive number, got {ridge!r}")
     kept = KeptEdges.of(data)
     captures = LayerCaptures(model, kept.names)
-    like = next(model.parameters())
-    scale_of = BatchScale(crit)
     sums: _Sums | None = None
-    with evaluation_mode(model), captures.recording(), torch.enable_grad():
-        for inputs, target in progress(dataloader, "samples", verbose):
-            prediction = model(inputs.detach().to(like).requires_grad_())
-            loss, keep, scale = scale_of(prediction, target.to(like))
-            z = captures.pre_norms()
-            grads = torch.autograd.grad(loss, z[1:], allow_unused=True)
-            g = [torch.zeros_like(t) if d is None else d for d, t in zip(grads, z[1:], strict=True)]
-            after = captures.activations()[:-1]
-            parts = [
-                torch.stack([captures.by_node(t.detach()).double() for t in tensors])
-                for tensors in (z, after, g)
-            ]
-            if keep is not None:
-                parts = [part[:, keep] for part in parts]
-            if parts[0].shape[1] == 0:
-                continue
-            if sums is None:
-                sums = _Sums(*parts)
-            sums.add(parts[0], parts[1], parts[2] * scale)
+
+    def take(batch: Batch) -> None:
+        nonlocal sums
+        z = captures.pre_norms()
+        parts = [
+            batch.counted(torch.stack([captures.by_node(t.detach()).double() for t in tensors]))
+            for tensors in (z, captures.activations()[:-1], batch.gradients(z[1:]))
+        ]
+        if parts[0].shape[1] == 0:
+            return
+        if sums is None:
+            sums = _Sums(*parts)
+        sums.add(parts[0], parts[1], parts[2] * batch.scale)
+
+    over_batches(model, captures, dataloader, take, crit, verbose=verbose)
     if sums is None:
         raise ValueError("dataloader must yield at least one sample with a measured output, got none")
     return sums.scores(ridge)

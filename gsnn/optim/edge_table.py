@@ -1,7 +1,8 @@
 """What all edge inferers share: the kept edges, the table of scored pairs, and how it is judged.
 
-A table has one row per ordered pair (source, target) of function nodes, best score first, with columns
-`src_func, dst_func, src_idx, dst_idx, <score>, has_edge, ..., p_value, q_value`.
+A table has one row per pair (source, target) that an edge could join, best score first, with columns
+`src_func, dst_func, src_idx, dst_idx, <score>, has_edge, ..., p_value, q_value`. Mostly both are function
+nodes; where the source is an input or the target an output, the columns have the same names.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from gsnn._checks import whole
 from gsnn._text import some_names
 from gsnn.graph.container import EDGE_TYPES, as_graph
+from gsnn.graph.types import EdgeType
 from gsnn.stats.ranking import auc, average_precision, hits, mrr, ranks
 
 if TYPE_CHECKING:
@@ -28,40 +30,54 @@ Index = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class KeptEdges:
-    """The function nodes of a graph and the edges between them that it kept.
+    """The edges of one type that a graph kept, and the nodes that they could join.
 
     Attributes
     ----------
-    names : the N function nodes
-    index : (2, E) source and target of each kept function -> function edge
+    sources, targets : names of the S source and the T target nodes; function nodes both by default
+    kinds : their node types
+    index : (2, E) source and target of each kept edge
     edges : the same as a set of name pairs
     parents : index of each target -> sorted indices of its kept sources (its S_j)
     """
 
-    names: list[str]
+    sources: list[str]
+    targets: list[str]
+    kinds: Pair
     index: Index
     edges: set[Pair] = field(repr=False)
     parents: dict[int, list[int]] = field(repr=False)
 
     @classmethod
-    def of(cls, data: Any) -> KeptEdges:
+    def of(cls, data: Any, etype: EdgeType = EDGE_TYPES[0]) -> KeptEdges:
         """From a graph container."""
         graph = as_graph(data, warn=False)
-        names = list(graph.node_names_dict["function"])
-        index = graph.edge_index_dict[EDGE_TYPES[0]].cpu().numpy()
-        parents: dict[int, list[int]] = {j: [] for j in range(len(names))}
+        sources, targets = (list(graph.node_names_dict[kind]) for kind in (etype[0], etype[2]))
+        index = graph.edge_index_dict[etype].cpu().numpy()
+        parents: dict[int, list[int]] = {j: [] for j in range(len(targets))}
         for source, target in sorted(index.T.tolist()):
             parents[target].append(source)
-        return cls(names, index, {(names[i], names[j]) for i, j in index.T.tolist()}, parents)
+        pairs = {(sources[i], targets[j]) for i, j in index.T.tolist()}
+        return cls(sources, targets, (etype[0], etype[2]), index, pairs, parents)
+
+    @property
+    def names(self) -> list[str]:
+        """The N function nodes, of edges between them."""
+        return self.sources
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(S, T)."""
+        return len(self.sources), len(self.targets)
 
     @cached_property
     def _codes(self) -> Index:
-        """source * N + target of each kept edge, ascending."""
-        return np.unique(self.index[0] * len(self.names) + self.index[1])
+        """source * T + target of each kept edge, ascending."""
+        return np.unique(self.index[0] * len(self.targets) + self.index[1])
 
     def holds(self, source: Index, target: Index) -> NDArray[np.bool_]:
-        """Whether each pair is a kept edge, for (R,) indices; takes no N x N memory, unlike `mask`."""
-        codes = source * len(self.names) + target
+        """Whether each pair is a kept edge, for (R,) indices; takes no S x T memory, unlike `mask`."""
+        codes = source * len(self.targets) + target
         if not len(self._codes):
             return np.zeros(codes.shape, dtype=bool)
         at = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
@@ -69,17 +85,22 @@ class KeptEdges:
 
     @cached_property
     def mask(self) -> NDArray[np.bool_]:
-        """(N, N) bool, True at [source, target] of each kept edge."""
-        out = np.zeros((len(self.names), len(self.names)), dtype=bool)
+        """(S, T) bool, True at [source, target] of each kept edge."""
+        out = np.zeros(self.shape, dtype=bool)
         out[self.index[0], self.index[1]] = True
         return out
 
+    @property
+    def itself(self) -> NDArray[np.bool_]:
+        """(S, T) bool, True where source and target are one node; nowhere for nodes of two types."""
+        return np.eye(*self.shape, dtype=bool) & (self.kinds[0] == self.kinds[1])
 
-def all_pairs(n: int, exclude_self: bool) -> tuple[Index, Index]:
-    """Sources and targets of all ordered pairs of n nodes, source by source."""
-    source, target = (part.ravel() for part in np.indices((n, n), dtype=np.int64))
+
+def all_pairs(kept: KeptEdges, exclude_self: bool) -> tuple[Index, Index]:
+    """Sources and targets of all pairs that an edge could join, source by source."""
+    source, target = (part.ravel() for part in np.indices(kept.shape, dtype=np.int64))
     if exclude_self:
-        keep = source != target
+        keep = ~kept.itself.ravel()
         return source[keep], target[keep]
     return source, target
 
@@ -94,13 +115,11 @@ def edge_table(
     """
     import pandas as pd
 
-    n = len(kept.names)
-    order = np.lexsort((source * n + target, -columns[score_col]))
+    order = np.lexsort((source * len(kept.targets) + target, -columns[score_col]))
     source, target = source[order], target[order]
-    names = np.array(kept.names, dtype=object)
     table = {
-        "src_func": names[source],
-        "dst_func": names[target],
+        "src_func": np.array(kept.sources, dtype=object)[source],
+        "dst_func": np.array(kept.targets, dtype=object)[target],
         "src_idx": source,
         "dst_idx": target,
         score_col: columns[score_col][order],
@@ -139,13 +158,23 @@ def check_edges(edges: Iterable[Any], names: Iterable[str], argument: str = "pos
 
 def check_missing(edges: Iterable[Any], kept: KeptEdges, argument: str = "positive_edges") -> list[Pair]:
     """`check_edges`, and that each edge joins two nodes and is missing from the graph."""
-    pairs = check_edges(edges, kept.names, argument)
+    if kept.kinds[0] == kept.kinds[1]:
+        pairs = check_edges(edges, kept.names, argument)
+    else:
+        pairs = list(dict.fromkeys(check_pairs(edges, argument)))
+        for side, known in enumerate((kept.sources, kept.targets)):
+            unknown = sorted({pair[side] for pair in pairs} - set(known))
+            if unknown:
+                raise ValueError(
+                    f"{argument} must name {kept.kinds[side]} nodes as {('sources', 'targets')[side]}, "
+                    f"got {len(unknown)} unknown: {some_names(unknown)}"
+                )
     bad = [pair for pair in pairs if pair in kept.edges]
     if bad:
         raise ValueError(
             f"{argument} must be missing from the graph, got {len(bad)} kept edges: {some_names(bad)}"
         )
-    loops = [pair for pair in pairs if pair[0] == pair[1]]
+    loops = [pair for pair in pairs if pair[0] == pair[1] and kept.kinds[0] == kept.kinds[1]]
     if loops:
         raise ValueError(f"{argument} must join two nodes, got self edges: {some_names(loops)}")
     return pairs
@@ -255,18 +284,18 @@ def judge_scores(
     top_k: Sequence[int] = (1, 3, 5),
     filtered: bool = False,
 ) -> dict[str, Any]:
-    """How well `scores` (N, N), source by target, find `positive_edges`, none of which may be a kept edge.
+    """How well `scores` (S, T), source by target, find `positive_edges`, none of which may be a kept edge.
 
     `auc` and `average_precision` are of the positives against every other pair that is neither a kept edge
     nor self (`n_negatives` of them); `n_positives`, `mrr` and `top@k` as in `rank_in_targets`.
     """
     pairs = check_missing(positive_edges, kept)
     ks = check_top_k(top_k)
-    number = {name: k for k, name in enumerate(kept.names)}
-    source, target = np.array([(number[s], number[t]) for s, t in pairs]).T
+    row, column = ({name: k for k, name in enumerate(names)} for names in (kept.sources, kept.targets))
+    source, target = np.array([(row[s], column[t]) for s, t in pairs]).T
     positive = np.zeros_like(kept.mask)
     positive[source, target] = True
-    itself = np.eye(len(scores), dtype=bool)
+    itself = kept.itself
     pool = ~(kept.mask | itself)
     if pool.sum() == len(pairs):
         raise ValueError("positive_edges must leave at least one missing pair as a negative, got them all")

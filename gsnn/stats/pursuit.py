@@ -1,6 +1,6 @@
 """Group-wise orthogonal matching pursuit on streamed moments: which group of C channels to add next.
 
-A group is what one node shows: C channels. Sources h (P, n, N, C) and targets g (P, n, N, C) are seen batch
+A group is what one node shows: C channels. Sources h (P, n, S, C) and targets g (P, n, T, D) are seen batch
 by batch; what is kept are their centred second moments in float64. Source: Pati, Rezaiifar & Krishnaprasad
 1993 (orthogonal matching pursuit), with ridge and whole groups, each whitened, in place of single columns.
 """
@@ -24,25 +24,35 @@ class GroupMoments:
     Attributes
     ----------
     n : samples seen
-    mean_h, mean_g : (P, N C)
-    hh : (P, N C, N C), sums of products of centred h; hg the same of h with g
-    gg : (P, N, C, C), of each group of g with itself
+    shape, target_shape : (P, S, C) and (P, T, D)
+    mean_h, mean_g : (P, S C) and (P, T D)
+    hh : (P, S C, S C), sums of products of centred h; hg (P, S C, T D) the same of h with g
+    gg : (P, T, D, D), of each group of g with itself
     """
 
-    def __init__(self, pairs: int, nodes: int, channels: int, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        pairs: int,
+        nodes: int,
+        channels: int,
+        device: torch.device | None = None,
+        targets: tuple[int, int] | None = None,
+    ) -> None:
         size = nodes * channels
+        others, width = targets or (nodes, channels)
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.float64, device=device)
 
         self.n = 0
         self.shape = (pairs, nodes, channels)
-        self.mean_h, self.mean_g = zeros(pairs, size), zeros(pairs, size)
-        self.hh, self.hg = zeros(pairs, size, size), zeros(pairs, size, size)
-        self.gg = zeros(pairs, nodes, channels, channels)
+        self.target_shape = (pairs, others, width)
+        self.mean_h, self.mean_g = zeros(pairs, size), zeros(pairs, others * width)
+        self.hh, self.hg = zeros(pairs, size, size), zeros(pairs, size, others * width)
+        self.gg = zeros(pairs, others, width, width)
 
     def add(self, h: Tensor, g: Tensor) -> None:
-        """Count the samples of h and g, both (P, B, N, C)."""
+        """Count the samples of h (P, B, S, C) and g (P, B, T, D)."""
         batch = h.shape[1]
         if batch == 0:
             return
@@ -54,8 +64,8 @@ class GroupMoments:
         """Count the samples that `other` has seen."""
         if other.n == 0:
             return
-        none = self.mean_h.new_zeros(len(self.mean_h), 0, self.mean_h.shape[1])
-        self._join(other.n, other.mean_h, other.mean_g, none, none)
+        no_h, no_g = (mean.new_zeros(len(mean), 0, mean.shape[1]) for mean in (self.mean_h, self.mean_g))
+        self._join(other.n, other.mean_h, other.mean_g, no_h, no_g)
         self.hh += other.hh
         self.hg += other.hg
         self.gg += other.gg
@@ -69,17 +79,16 @@ class GroupMoments:
         g = torch.cat([g, weight * step_g[:, None]], 1)
         self.hh.baddbmm_(h.mT, h)
         self.hg.baddbmm_(h.mT, g)
-        groups = g.unflatten(2, self.shape[1:]).transpose(1, 2)  # (P, N, B + 1, C)
+        groups = g.unflatten(2, self.target_shape[1:]).transpose(1, 2)  # (P, T, B + 1, D)
         self.gg += groups.mT @ groups
         self.mean_h += step_h * (count / total)
         self.mean_g += step_g * (count / total)
         self.n = total
 
     def effects(self) -> Tensor:
-        """M (P, N, N, C, C): M[p, i, j] = mean over samples of h_i^p g_j^p', not centred."""
+        """M (P, S, T, C, D): M[p, i, j] = mean over samples of h_i^p g_j^p', not centred."""
         products = self.hg / self.n + self.mean_h[:, :, None] * self.mean_g[:, None, :]
-        _, nodes, channels = self.shape
-        return products.unflatten(2, (nodes, channels)).unflatten(1, (nodes, channels)).transpose(2, 3)
+        return products.unflatten(2, self.target_shape[1:]).unflatten(1, self.shape[1:]).transpose(2, 3)
 
 
 class Pursuit:
@@ -102,11 +111,11 @@ class Pursuit:
         at = torch.arange(nodes, device=cov.device)
         own = cov.view(pairs, nodes, channels, nodes, channels)[:, at, :, at].transpose(0, 1)
         self.whiten, self.ranks = _whitener(own, moments.mean_h.view(pairs, nodes, channels))
-        left = self._whitened(cov)  # (P, S, S), rows whitened
+        left = self._whitened(cov)  # (P, S C, S C), rows whitened
         self.cov = self._whitened(left.mT)
-        self.cross = self._whitened(moments.hg / moments.n)  # (P, S, S), whitened h with g
+        self.cross = self._whitened(moments.hg / moments.n)  # (P, S C, T D), whitened h with g
         self._own_g = moments.gg / moments.n
-        self._size_g = moments.mean_g.view(pairs, nodes, channels)
+        self._size_g = moments.mean_g.view(moments.target_shape)
 
     def _whitened(self, flat: Tensor) -> Tensor:
         pairs, nodes, channels = self.shape
@@ -118,9 +127,10 @@ class Pursuit:
         return (at[:, None] * channels + torch.arange(channels, device=at.device)).flatten()
 
     def left(self, target: int, given: Sequence[int]) -> Tensor:
-        """(P, N, C, C): E[r_i g_j'], r_i the whitened h_i less its ridge regression on the groups `given`."""
+        """(P, S, C, D): E[r_i g_j'], r_i the whitened h_i less its ridge regression on the groups `given`."""
         _, nodes, channels = self.shape
-        cross = self.cross[:, :, target * channels : (target + 1) * channels]
+        width = self._size_g.shape[2]
+        cross = self.cross[:, :, target * width : (target + 1) * width]
         if len(given):
             at = self._columns(given)
             cross = cross - self.cov[:, :, at] @ torch.linalg.solve(self._inner(at), cross[:, at])
@@ -132,11 +142,11 @@ class Pursuit:
         return inner
 
     def scores(self, target: int, given: Sequence[int]) -> Tensor:
-        """(P, N): largest singular values of `left`."""
+        """(P, S): largest singular values of `left`."""
         return largest(self.left(target, given))
 
     def p_values(self, target: int, given: Sequence[int]) -> NDArray[np.float64]:
-        """(N,): of the hypothesis that g_j is uncorrelated with what is left of each h_i, in every pair.
+        """(S,): of the hypothesis that g_j is uncorrelated with what is left of each h_i, in every pair.
 
         The score test of multivariate regression, n tr(Cov(r)^-1 E[r g'] Cov(g)^-1 E[g r']), chi-squared with
         rank(r) rank(g) degrees; the smallest of the P pairs times P (Bonferroni). NaN where nothing is left.
@@ -145,11 +155,11 @@ class Pursuit:
         left = self.left(target, given)
         blocks = self.cov.view(pairs, nodes, channels, nodes, channels)
         at = torch.arange(nodes, device=self.cov.device)
-        own = blocks[:, at, :, at].transpose(0, 1)  # (P, N, C, C)
+        own = blocks[:, at, :, at].transpose(0, 1)  # (P, S, C, C)
         if len(given):
             columns = self._columns(given)
-            rows = self.cov[:, :, columns]  # (P, S, s)
-            fit = torch.linalg.solve(self._inner(columns), rows.mT)  # (P, s, S)
+            rows = self.cov[:, :, columns]  # (P, S C, s)
+            fit = torch.linalg.solve(self._inner(columns), rows.mT)  # (P, s, S C)
             inside = (self.cov[:, columns][:, :, columns] @ fit).mT.unflatten(1, (nodes, channels))
             rows, by_node = (part.unflatten(1, (nodes, channels)) for part in (rows, fit.mT))
             own = own - rows @ by_node.mT - by_node @ rows.mT + inside @ by_node.mT
@@ -166,7 +176,7 @@ class Pursuit:
 
 
 def largest(matrices: Tensor) -> Tensor:
-    """Largest singular values of (..., C, C): the root of the largest eigenvalue of A'A."""
+    """Largest singular values of (..., C, D): the root of the largest eigenvalue of A'A."""
     return torch.linalg.eigvalsh(matrices.mT @ matrices)[..., -1].clamp(min=0.0).sqrt()
 
 
