@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,13 @@ class Subgraph(HeteroGraph):
             ("candidates", candidates),
         ):
             object.__setattr__(self, name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy keeps what was found, not the edges alone.
+        rebuild, parts = super().__reduce__()
+        found = {name: getattr(self, name) for name in Subgraph.__slots__}
+        every = {etype: torch.arange(index.shape[1]) for etype, index in self._edge_index.items()}
+        return partial(Subgraph, **found), (rebuild(*parts), every)
 
 
 def subgraph(
