@@ -37,7 +37,9 @@ ARROWS["app"] = set(ARROWS)
 BUILDERS = {"models", "data", "train", "io.container"}
 MODULE_ARROWS = {
     "optim.staging": BUILDERS,
+    "optim.search": BUILDERS,
     "optim.complete": BUILDERS,
+    "optim.cross_validation": BUILDERS,
     "optim.verify": BUILDERS,
     "train.side_by_side": {"models"},
 }

@@ -7,8 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
+import gsnn
 from gsnn.graph import EDGE_TYPES, HeteroGraph
 from gsnn.optim import complete as module
+from gsnn.optim import cross_validation, search
 from gsnn.optim.complete import complete, complete_cv
 from gsnn.optim.staging import CompletionSettings, stage_sizes
 
@@ -186,22 +188,113 @@ def test_cross_validation():
     groups = np.repeat(np.arange(60), 4)
     found = complete_cv(graph(), x, y, [0, 1], 2, groups, draws=2, settings=TINY, verbose=False)
     none, one = found.table.to_dict("records")
+    values = ("r2", "random", "gain", "ridge", "mlp")
     assert list(found.table.columns) == [
-        "budget", *(a + b for a in ("r2", "random", "gain") for b in ("", "_low", "_high")), "ridge", "mlp"
-    ]  # fmt: skip
+        "budget",
+        *(a + b for a in values for b in ("", "_low", "_high")),
+    ]
     assert none["gain"] == pytest.approx(0.0, abs=1e-6)
     # Of the variance of y0 (2.09, the others 1.09) a half is out of reach without the edge.
     assert none["r2"] < 0.8 < 0.87 < one["r2"] and one["gain"] > one["gain_low"] > 0.03
     assert one["r2_low"] < one["r2"] < one["r2_high"]
     assert one["ridge"] == pytest.approx(1 - 0.09 * (1 / 2.09 + 2 / 1.09) / 3, abs=0.02)
+    assert one["ridge_low"] < one["ridge"] < one["ridge_high"]
     edges = found.edges
     assert edges.folds.sum() == 2 and set(edges.dst_func) == {"f3"} and edges.share.max() <= 1
     assert found.by_fold.groupby("budget").size().tolist() == [2, 2]
 
 
+def halves(n):
+    """Two folds as pairs of rows, the first row tested by neither."""
+    at = np.arange(1, n)
+    return [(at[at % 2 == 0], at[at % 2 == 1]), (at[at % 2 == 1], at[at % 2 == 0])]
+
+
+def nested(x, y, **options):
+    options = {"stages": 2, "draws": 1, "settings": TINY, "verbose": False, "seed": 4, **options}
+    return complete_cv(graph(), x, y, [0, 2], halves(len(x)), **options)
+
+
+@pytest.fixture(scope="module")
+def crossed():
+    x, y = data(161)
+    y[7] = np.nan  # a row without a value is left out and predicted by nobody
+    return x, y, nested(x, y)
+
+
+def test_folds_trained_side_by_side_are_those_of_complete_and_fit_alone(crossed):
+    x, y, found = crossed
+    alone = []
+    mine = np.full(y.shape, np.nan)
+    for fold, (train, test) in enumerate(halves(161)):
+        train, test = train[train != 7], test[test != 7]
+        alone += (
+            complete(graph(), x[train], y[train], 2, stages=2, settings=TINY, seed=4 + fold, verbose=False)
+            .edges[["src_func", "dst_func"]]
+            .values.tolist()
+        )
+        model = CompletionSettings.of(TINY).model(graph(), 4 + fold)
+        gsnn.fit(
+            model,
+            *(x[train], y[train]),
+            **{"epochs": 30, "lr": 1e-2, "seed": 4 + fold, "standardize": True, "verbose": False},
+        )
+        mine[test] = gsnn.predict(model, x[test])
+    listed = found.edges.loc[found.edges.index.repeat(found.edges.folds), ["src_func", "dst_func"]]
+    assert sorted(listed.values.tolist()) == sorted(alone)
+    assert list(found.predictions) == [0, 2]
+    np.testing.assert_allclose(found.predictions[0], mine, rtol=1e-3, atol=1e-3)
+    assert np.isnan(found.predictions[2][[0, 7]]).all()
+
+
+def test_r2_is_that_of_the_predictions_in_units_of_the_training_rows(crossed):
+    x, y, found = crossed
+    left = total = 0.0
+    for train, test in halves(161):
+        mean, std = np.nanmean(y[train], 0), np.nanstd(y[train], 0)
+        left += np.nansum(((y[test] - found.predictions[2][test]) / std) ** 2)
+        total += np.nansum(((y[test] - mean) / std) ** 2)
+    assert found.table.r2[1] == pytest.approx(1 - left / total, rel=1e-5)
+    other = nested(x, y, others={"mine": found.predictions[2]})
+    assert list(other.table.columns)[-3:] == ["mine", "mine_low", "mine_high"]
+    assert other.table.mine.tolist() == pytest.approx([found.table.r2[1]] * 2)
+    with pytest.raises(
+        ValueError, match=r"others must hold predictions of shape \(161, 3\), got \(5, 3\) for"
+    ):
+        nested(x, y, others={"mine": found.predictions[2][:5]})
+
+
+@pytest.mark.parametrize("at", [3, 4])
+def test_an_interrupted_cross_validation_goes_on(crossed, tmp_path, monkeypatch, at):
+    """Trainings: before the first stage, after each of two, then all networks at once."""
+    x, y, whole = crossed
+    with monkeypatch.context() as patch:
+        calls, together = [], search.train_together
+
+        def interrupted(*args, **options):
+            calls.append(options["schedule"])
+            if len(calls) == at:
+                raise KeyboardInterrupt
+            return together(*args, **options)
+
+        patch.setattr(search, "train_together", interrupted)
+        patch.setattr(cross_validation, "train_together", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            nested(x, y, checkpoint_path=tmp_path / "cv.safetensors")
+    again = nested(x, y, checkpoint_path=tmp_path / "cv.safetensors")
+    for name in ("table", "edges", "by_fold"):
+        pd.testing.assert_frame_equal(getattr(again, name), getattr(whole, name))
+    np.testing.assert_array_equal(again.predictions[2], whole.predictions[2])
+    with pytest.raises(ValueError, match="another run: .*budget was 2 and is 1"):
+        options = {"stages": 2, "draws": 1, "settings": TINY, "verbose": False, "seed": 4}
+        complete_cv(graph(), x, y, [1], halves(161), checkpoint_path=tmp_path / "cv.safetensors", **options)
+    assert {path.name for path in tmp_path.iterdir()} == {"cv.safetensors", "cv-trainings.safetensors"}
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
+        ({"folds": []}, "folds must be an int or a list of .* got an empty list"),
         ({"budgets": []}, "budgets must hold at least one number of edges, got none"),
         ({"budgets": [1, "auto"]}, "budgets must hold ints, got 'auto'"),
         ({"budgets": 40}, "budgets must be at most the number of candidate pairs, 27, got 40"),

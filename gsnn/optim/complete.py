@@ -10,7 +10,6 @@ their place.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,20 +24,18 @@ from gsnn.graph.container import EDGE_TYPES, HeteroGraph, as_graph
 from gsnn.graph.depth import default_layers
 from gsnn.models.GSNN import GSNN
 from gsnn.optim.candidates import pair_weights
+from gsnn.optim.cross_validation import CrossValidation as CrossValidation
+from gsnn.optim.cross_validation import complete_cv as complete_cv
 from gsnn.optim.edge_table import KeptEdges
+from gsnn.optim.search import Search, Stages
 from gsnn.optim.staging import (
-    SCORES,
-    CompletionSettings,
-    Edge,
     Samples,
-    Stages,
-    check_int,
+    checked,
     loss,
     squared_errors,
     stage_sizes,
     trained_anew,
 )
-from gsnn.stats.baselines import baseline
 from gsnn.train.resume import text_checksum
 
 if TYPE_CHECKING:
@@ -46,7 +43,6 @@ if TYPE_CHECKING:
 
 _IMPATIENCE = 2  # stages in a row without a lower validation loss, after which 'auto' looks no further
 _LEAST_GAIN = 0.005  # share of the loss by which a stage must lower it to count
-_BOOTSTRAPS = 1000
 
 
 @dataclass(frozen=True)
@@ -120,7 +116,7 @@ def complete(
     FileNotFoundError : the folder of `checkpoint_path` is not there
     """
     graph = as_graph(graph, warn=False)
-    settings = _checked(budget, stages, score, seed, settings)
+    settings = checked(budget, stages, score, seed, settings)
     kept = KeptEdges.of(graph)
     layers = default_layers(graph) if settings.layers is None else settings.layers
     like = settings.model(graph, seed)
@@ -147,9 +143,8 @@ def complete(
     weights = "none" if n_open == 0 else repr(pair_weights(kept, candidates, priors).tolist())
     identity = {"stages": stages, "budget": budget, "candidates": text_checksum(weights)}
     watched = aside if budget == "auto" else None
-    search = Stages(
-        graph, data, settings, seed, scaling, score, candidates, priors, watched, checkpoint, identity
-    )
+    search = Search(graph, data, settings, seed, score, candidates, priors)
+    work = Stages([search], settings, graph, watched, checkpoint, identity)
     if isinstance(budget, int):
         sizes = stage_sizes(budget, stages) if budget else []
     else:
@@ -157,12 +152,12 @@ def complete(
         sizes = [min(step, n_open - done) for done in range(0, min(n_open, len(kept.edges) or 1), step)]
     with closing(ProgressBar(len(sizes), "stages", verbose, leave=False)) as bar:
         for number, size in enumerate(sizes, 1):
-            if budget == "auto" and _no_longer_falls(search.losses):
+            if budget == "auto" and _no_longer_falls(work.losses):
                 break
-            if number > search.stage:
-                search.add(size)
+            if number > work.stage:
+                work.add(size)
             bar.update()
-    counts = [0, *np.cumsum([sum(row[0] == k for row in search.rows) for k in range(1, search.stage + 1)])]
+    counts = [0, *np.cumsum([sum(row[0] == k for row in search.rows) for k in range(1, work.stage + 1)])]
     path: dict[int, float] = {int(count): float("nan") for count in counts}
     model = None
     if aside is not None:
@@ -186,19 +181,6 @@ def complete(
         final = everything if budget == "auto" and validation is None else data
         model = trained_anew(grown, final, scaling, settings, seed, layers)
     return Completion(grown, model, _edge_rows(rows, model, aside), path)
-
-
-def _checked(budget: Any, stages: Any, score: Any, seed: Any, settings: Any) -> CompletionSettings:
-    if isinstance(budget, str):
-        if budget != "auto":
-            raise ValueError(f"budget must be an int of at least 0 or 'auto', got {budget!r}")
-    else:
-        check_int("budget", budget, 0)
-    check_int("stages", stages, 1)
-    check_int("seed", seed, 0)
-    if score not in SCORES:
-        raise ValueError(f"score must be one of {', '.join(SCORES)}, got {score!r}")
-    return CompletionSettings.of(settings)
 
 
 def _no_longer_falls(losses: list[float]) -> bool:
@@ -237,163 +219,3 @@ def _edge_rows(rows: list[tuple[int, str, str, float]], model: GSNN, aside: Samp
             gains.append(float(squared_errors(model, aside, mask).nanmean()) - total)
         table["gain"] = gains
     return table
-
-
-@dataclass(frozen=True)
-class CrossValidation:
-    """What `complete_cv` found.
-
-    Attributes
-    ----------
-    table : one row a budget: `budget`, held-out `r2`, `random` (mean over draws of as many random edges),
-        `gain` = r2 - random, each with `_low` and `_high`, 95% intervals by bootstrap over samples, or
-        groups; `ridge` and `mlp`, which see all inputs and no graph
-    edges : `src_func, dst_func, folds, share, order`: in how many folds, and which share of them, the edge
-        was among the largest budget's, and its mean place in the list where it was
-    by_fold : R2 of each fold: `fold, budget, r2, random`
-    """
-
-    table: pd.DataFrame
-    edges: pd.DataFrame
-    by_fold: pd.DataFrame
-
-
-def complete_cv(
-    graph: Any,
-    x: Any,
-    y: Any,
-    budgets: Iterable[int],
-    folds: int = 5,
-    groups: Any = None,
-    *,
-    stages: int = 8,
-    score: str = "omp",
-    candidates: Any = None,
-    priors: Any = None,
-    draws: int = 3,
-    seed: int = 0,
-    settings: Any = None,
-    verbose: bool = True,
-) -> CrossValidation:
-    """What completion is worth: edges are chosen inside each training fold and judged on its test fold.
-
-    R2 is 1 - sum of squared errors / sum of squared distances from the training fold's means, over all
-    test cells of all folds, outputs in units of their training standard deviation.
-
-    Parameters
-    ----------
-    graph, x, y, stages, score, candidates, priors, seed, settings, verbose : as for `complete`
-    budgets : numbers of edges; those of a smaller one are the first of the largest one's
-    folds : test folds, drawn by `seed`
-    groups : one label a sample, in the order of x, or None; samples of one label are never in training and
-        test at once
-    draws : how often random edges are drawn for each budget and fold
-
-    Raises
-    ------
-    TypeError, ValueError : as for `complete`; fewer samples or groups than folds
-    """
-    import pandas as pd
-
-    graph = as_graph(graph, warn=False)
-    check_int("folds", folds, 2)
-    check_int("draws", draws, 1)
-    numbers = [budgets] if isinstance(budgets, int) else list(budgets)
-    if not numbers:
-        raise ValueError("budgets must hold at least one number of edges, got none")
-    for number in numbers:
-        if isinstance(number, str):
-            raise ValueError(f"budgets must hold ints, got {number!r}")
-        settings = _checked(number, stages, score, seed, settings)
-    kept = KeptEdges.of(graph)
-    data = Samples.of(settings.model(graph, seed), x, y)
-    labels = None
-    if groups is not None:
-        labels = np.asarray(groups)
-        if len(labels) != len(x):
-            raise ValueError(f"groups must have one label a sample, {len(x)}, got {len(labels)}")
-        labels = labels[data.rows.numpy()]
-    splits = _splits(len(data), labels, folds, seed)
-    most = max(numbers)
-    open_ = pair_weights(kept, candidates, priors) > 0 if most else np.zeros((1, 1), dtype=bool)
-    if most > open_.sum():
-        raise ValueError(f"budgets must be at most the number of candidate pairs, {open_.sum()}, got {most}")
-    pairs = [(kept.names[i], kept.names[j]) for i, j in np.argwhere(open_)] if most else []
-    layers = default_layers(graph) if settings.layers is None else settings.layers
-    squares = {name: np.zeros(len(data)) for name in ("total", "ridge", "mlp")}
-    of_budget = {(b, d): np.zeros(len(data)) for b in numbers for d in range(draws + 1)}
-    places: dict[Edge, list[int]] = {}
-    work = ProgressBar(folds * len(numbers) * (1 + draws), "trainings", verbose, leave=False)
-    for fold, (train, test) in enumerate(splits):
-        part = data.take(train)
-        scaling = Scaling.of(part.x, part.y)
-        aside = data.take(test).scaled(scaling)
-        truth = aside.y.double()
-        squares["total"][test] = np.nansum(truth.square().numpy(), 1)
-        inside = part.scaled(scaling)
-        for name in ("ridge", "mlp"):
-            yhat = baseline(
-                name, inside.x.double().numpy(), inside.y.double().numpy(), aside.x.double().numpy(), seed
-            )
-            squares[name][test] = np.nansum((yhat - truth.numpy()) ** 2, 1)
-        search = None
-        if most:
-            search = Stages(graph, part, settings, seed + fold, scaling, score, candidates, priors)
-            for size in stage_sizes(most, stages):
-                search.add(size)
-            for place, edge in enumerate(search.edges, 1):
-                places.setdefault(edge, []).append(place)
-        for b in numbers:
-            for d in range(draws + 1):
-                if d == 0:
-                    edges = search.edges[:b] if search is not None else []
-                else:
-                    rng = np.random.default_rng([seed, fold, d])
-                    edges = [pairs[k] for k in rng.permutation(len(pairs))[:b]]
-                model = trained_anew(graph.with_edges(edges), part, scaling, settings, seed + fold, layers)
-                of_budget[b, d][test] = np.nansum(squared_errors(model, aside).numpy(), 1)
-                work.update()
-    work.close()
-
-    def r2(errors: np.ndarray, rows: Any = slice(None)) -> float:
-        return 1.0 - float(errors[rows].sum() / squares["total"][rows].sum())
-
-    units = np.arange(len(data)) if labels is None else np.unique(labels, return_inverse=True)[1]
-    rng = np.random.default_rng(seed)
-    n_units = int(units.max()) + 1
-    draws_of = (rng.integers(n_units, size=n_units) for _ in range(_BOOTSTRAPS))
-    resampled = [np.bincount(drawn, minlength=n_units)[units] for drawn in draws_of]
-    rows, by_fold = [], []
-    for b in numbers:
-        mine, other = of_budget[b, 0], np.mean([of_budget[b, d] for d in range(1, draws + 1)], 0)
-        total = squares["total"]
-        boot = np.array([[1 - (w @ e) / (w @ total) for e in (mine, other)] for w in resampled])
-        row: dict[str, float] = {"budget": b}
-        for name, value, drawn in (
-            ("r2", r2(mine), boot[:, 0]),
-            ("random", r2(other), boot[:, 1]),
-            ("gain", r2(mine) - r2(other), boot[:, 0] - boot[:, 1]),
-        ):
-            low, high = np.quantile(drawn, [0.025, 0.975])
-            row |= {name: value, f"{name}_low": float(low), f"{name}_high": float(high)}
-        rows.append(row | {name: r2(squares[name]) for name in ("ridge", "mlp")})
-        by_fold += [
-            {"fold": k + 1, "budget": b, "r2": r2(mine, test), "random": r2(other, test)}
-            for k, (_, test) in enumerate(splits)
-        ]
-    stable = pd.DataFrame(
-        [(*edge, len(at), len(at) / folds, float(np.mean(at))) for edge, at in places.items()],
-        columns=["src_func", "dst_func", "folds", "share", "order"],
-    ).sort_values(["folds", "order"], ascending=[False, True], ignore_index=True)
-    return CrossValidation(pd.DataFrame(rows), stable, pd.DataFrame(by_fold))
-
-
-def _splits(n: int, labels: Any, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    from sklearn.model_selection import GroupKFold, KFold
-
-    available = n if labels is None else len(np.unique(labels))
-    if available < folds:
-        what = "samples" if labels is None else "groups"
-        raise ValueError(f"folds must be at most the number of {what}, {available}, got {folds}")
-    splitter = KFold(folds, shuffle=True, random_state=seed) if labels is None else GroupKFold(folds)
-    return list(splitter.split(np.arange(n), groups=labels))

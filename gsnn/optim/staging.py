@@ -1,11 +1,9 @@
-"""What staged completion is made of: its settings, its data, its trainings, and edges chosen stage by
-stage."""
+"""What staged completion is made of: its settings, its data and its trainings."""
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,20 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gsnn._modes import evaluation_mode
 from gsnn._text import some_names
 from gsnn.data.match import as_pair
 from gsnn.data.scaling import Scaling
 from gsnn.graph.container import HeteroGraph
 from gsnn.graph.depth import default_layers
-from gsnn.io import container
 from gsnn.models.GSNN import GSNN
-from gsnn.optim.FirstOrderEdgeInferer import FirstOrderEdgeInferer
 from gsnn.train.loop import fit
-from gsnn.train.resume import check_same_run, describe_versions, graph_checksum
+from gsnn.train.side_by_side import fit_side_by_side
 
-KIND = "gsnn_completion"
 SCORES = ("omp", "whitened")
-Edge = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -111,6 +106,20 @@ def check_int(name: str, value: Any, least: int) -> None:
         raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
 
 
+def checked(budget: Any, stages: Any, score: Any, seed: Any, settings: Any) -> CompletionSettings:
+    """The settings of a completion; refuses arguments of `complete` that are out of range."""
+    if isinstance(budget, str):
+        if budget != "auto":
+            raise ValueError(f"budget must be an int of at least 0 or 'auto', got {budget!r}")
+    else:
+        check_int("budget", budget, 0)
+    check_int("stages", stages, 1)
+    check_int("seed", seed, 0)
+    if score not in SCORES:
+        raise ValueError(f"score must be one of {', '.join(SCORES)}, got {score!r}")
+    return CompletionSettings.of(settings)
+
+
 @dataclass(frozen=True)
 class Samples:
     """x (n, N_in) and y (n, N_out) in the order of the graph's nodes, NaN in y where nothing was measured.
@@ -146,18 +155,17 @@ class Samples:
         return Samples(scaling.scale_x(self.x), scaling.scale_y(self.y), self.rows)
 
 
+def outputs(model: GSNN, samples: Samples, edge_mask: Tensor | None = None) -> Tensor:
+    """(n, N_out) predictions in float64 and, as the samples, in network units."""
+    param = next(model.parameters())
+    with evaluation_mode(model), torch.no_grad():
+        parts = [model(x.to(param), edge_mask=edge_mask).cpu() for x in samples.x.split(1024)]
+    return torch.cat(parts).double()
+
+
 def squared_errors(model: GSNN, samples: Samples, edge_mask: Tensor | None = None) -> Tensor:
     """(n, N_out) squared errors in float64, NaN where nothing was measured; samples in network units."""
-    param = next(model.parameters())
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            parts = [model(x.to(param), edge_mask=edge_mask).cpu() for x in samples.x.split(1024)]
-    finally:
-        for module, training in modes:
-            module.training = training
-    return (torch.cat(parts).double() - samples.y.double()).square()
+    return (outputs(model, samples, edge_mask) - samples.y.double()).square()
 
 
 def loss(model: GSNN, samples: Samples) -> float:
@@ -165,130 +173,49 @@ def loss(model: GSNN, samples: Samples) -> float:
     return float(squared_errors(model, samples).nanmean())
 
 
-class Stages:
-    """Edges chosen stage by stage: score, grow, train on.
+def train_together(
+    models: Sequence[GSNN],
+    parts: Sequence[Samples],
+    seeds: Sequence[int],
+    settings: CompletionSettings,
+    epochs: Sequence[int],
+    *,
+    lr: float,
+    schedule: str,
+    verbose: bool | str = False,
+    checkpoint: Path | None = None,
+) -> None:
+    """Train each network on its part, standardised, as many at once as have equally many epochs.
 
-    Parameters
-    ----------
-    graph, data, settings, seed : as `complete` has them
-    scaling : between the data's and the network's units
-    score, candidates, priors : as `FirstOrderEdgeInferer.greedy`
-    watched : samples in network units whose loss is recorded after each stage, or None
-    checkpoint : file that keeps the finished stages, or None
-    identity : what else the result depends on, for the file
+    `checkpoint` is the file that :func:`gsnn.train.side_by_side.fit_side_by_side` goes on from; where numbers
+    of epochs differ, there are several beside it.
     """
-
-    def __init__(
-        self,
-        graph: HeteroGraph,
-        data: Samples,
-        settings: CompletionSettings,
-        seed: int,
-        scaling: Scaling,
-        score: str,
-        candidates: Any,
-        priors: Any,
-        watched: Samples | None = None,
-        checkpoint: Path | None = None,
-        identity: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.data, self.settings, self.seed, self.scaling = data, settings, seed, scaling
-        self.scaled = data.scaled(scaling)
-        self.score, self.candidates, self.priors = score, candidates, priors
-        self.watched, self.checkpoint = watched, checkpoint
-        self.losses: list[float] = []  # of the watched samples, after 0, 1, ... stages
-        self.rows: list[tuple[int, str, str, float]] = []  # stage, source, target, score
-        self.stage = 0
-        self.run = (
-            {}
-            if checkpoint is None
-            else {
-                **describe_versions(),
-                **asdict(settings),
-                "seed": seed,
-                "score": score,
-                "graph": graph_checksum(graph),
-                "x": _checksum(data.x),
-                "y": _checksum(data.y),
-                **(identity or {}),
-            }
+    options: dict[str, Any] = {
+        "batch_size": settings.batch_size,
+        "lr": lr,
+        "weight_decay": settings.weight_decay,
+        "schedule": schedule,
+        "standardize": True,
+        "verbose": verbose,
+    }
+    for number, many in enumerate(sorted(set(epochs))):
+        at = [k for k, own in enumerate(epochs) if own == many]
+        data = [(parts[k].x, parts[k].y) for k in at]
+        if len(at) == 1 and checkpoint is None:
+            fit(models[at[0]], *data[0], epochs=many, seed=seeds[at[0]], **options)
+            continue
+        file = checkpoint
+        if checkpoint is not None and number:
+            file = checkpoint.with_name(f"{checkpoint.stem}-epochs{many}{checkpoint.suffix}")
+        fit_side_by_side(
+            [models[k] for k in at],
+            data,
+            seeds=[seeds[k] for k in at],
+            epochs=many,
+            checkpoint_path=file,
+            checkpoint_every=max(1, many // 20),
+            **options,
         )
-        self.model = settings.model(graph, seed)
-        if not self._resumed():
-            self._train(settings.base_steps)
-            self._save()
-
-    @property
-    def edges(self) -> list[Edge]:
-        """The edges chosen so far, in order."""
-        return [(source, target) for _, source, target, _ in self.rows]
-
-    def add(self, k: int) -> int:
-        """One stage: choose up to `k` edges, grow the network by them, train it on; how many there were."""
-        inferer = FirstOrderEdgeInferer(self.model, self.model.graph)
-        size = 256
-        inferer.fit(
-            list(zip(self.scaled.x.split(size), self.scaled.y.split(size), strict=True)), verbose=False
-        )
-        found = inferer.greedy(
-            k,
-            score=self.score,
-            candidates=self.candidates,
-            priors=self.priors,
-            one_per_target=self.score != "omp",  # without projection the next best says the same again
-        )
-        self.stage += 1
-        columns = (found[name] for name in ("src_func", "dst_func", "score"))
-        new = [(self.stage, str(s), str(t), float(v)) for s, t, v in zip(*columns, strict=True)]
-        self.rows += new
-        self.model = self.model.grown([(s, t) for _, s, t, _ in new], seed=self.seed + self.stage)
-        self._train(self.settings.stage_steps)
-        self._save()
-        return len(new)
-
-    def _train(self, steps: int) -> None:
-        fit(
-            self.model,
-            self.data.x,
-            self.data.y,
-            epochs=self.settings.epochs_of(steps, len(self.data)),
-            batch_size=self.settings.batch_size,
-            lr=self.settings.search_lr,
-            weight_decay=self.settings.weight_decay,
-            schedule="constant",
-            standardize=self.scaling,
-            seed=self.seed + self.stage,
-            verbose=False,
-        )
-        if self.watched is not None:
-            self.losses.append(loss(self.model, self.watched))
-
-    def _save(self) -> None:
-        if self.checkpoint is None:
-            return
-        weights, ties = container.untied(self.model.state_dict())
-        rows = [list(row) for row in self.rows]
-        header = {"run": self.run, "stage": self.stage, "rows": rows, "losses": self.losses, "ties": ties}
-        container.write_file(self.checkpoint, KIND, header, weights)
-
-    def _resumed(self) -> bool:
-        """Whether the file was there; then everything is as it was after its last stage."""
-        if self.checkpoint is None or not self.checkpoint.exists():
-            return False
-        header, tensors = container.read_file(self.checkpoint, KIND)
-        what = f"the checkpoint {self.checkpoint}"
-        check_same_run(header["run"], self.run, what, "delete it or choose another file")
-        self.stage, self.losses = header["stage"], header["losses"]
-        self.rows = [(int(a), str(b), str(c), float(d)) for a, b, c, d in header["rows"]]
-        if self.rows:
-            self.model = self.model.grown(self.edges)
-        ties = header["ties"]
-        self.model.load_state_dict({**tensors, **{name: tensors[first] for name, first in ties.items()}})
-        return True
-
-
-def _checksum(values: Tensor) -> str:
-    return f"sha256:{hashlib.sha256(values.contiguous().numpy().tobytes()).hexdigest()}"
 
 
 def trained_anew(
