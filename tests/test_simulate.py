@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gsnn.graph import EDGE_TYPES, HeteroGraph
-from gsnn.simulate.elementwise import SampleFunction
+from gsnn.simulate.elementwise import SampleFunction, vectorized
 from gsnn.simulate.nx2pyg import nx2pyg, pyg2nx
 from gsnn.simulate.simulate import simulate, simulate_sde
 
@@ -261,6 +261,8 @@ ELEMENTWISE = {
     "parent": lambda p: p[2],
     "partial": functools.partial(lambda scale, p: scale * p[0], 2.0),
     "changes its list": changes_its_list,
+    "reduce": lambda p: np.maximum.reduce(p),
+    "interpolated": lambda p: np.interp(p[0], [-1, 1], [0, 1]),
     "identity": lambda p: 1.0 if p[1] in p[1:] else 0.0,
 }
 SCALAR = {
@@ -283,13 +285,11 @@ SCALAR = {
     "own length": lambda p: p[0] * (len(p[0]) if np.ndim(p[0]) else 1),
     "reversed": lambda p: p[0][::-1] if np.ndim(p[0]) else p[0],
     "method": lambda p: p[0].max(),
-    "reduce": lambda p: np.maximum.reduce(p),
     "text": lambda p: float(f"{p[0]:.2f}"),
     "int": lambda p: int(p[0]),
     "round": lambda p: round(p[0], 1),
     "table": lambda p: {True: 1, False: 2}[bool(p[0] > 0)],
     "argmax": lambda p: p[int(np.argmax(p))],
-    "interpolated": lambda p: np.interp(p[0], [-1, 1], [0, 1]),
     "vectorize": lambda p: np.vectorize(lambda x: x if x > 0 else 0.0)(p[0]).item(),
     "object ufunc": lambda p: np.frompyfunc(lambda x: x if x > 0 else 0.0, 1, 1)(p[0]),
     "torch": lambda p: torch.tanh(torch.tensor(p, dtype=torch.float64)).sum(),
@@ -320,6 +320,51 @@ def test_special_functions_equal_single_samples(name):
     np.testing.assert_allclose(got, expected, rtol=1e-12)
     # The point of the exercise: functions that can be are evaluated all at once.
     assert (calls < 50) == (name in ELEMENTWISE)
+
+
+@pytest.mark.parametrize("n", [10, 500])
+def test_a_mark_is_checked(n):
+    parents = parent_values(n)
+    right = SampleFunction(vectorized(lambda p: np.maximum(p[0], p[1])), "f")
+    assert np.array_equal(right(parents), np.maximum(parents[0], parents[1]))
+    centred = SampleFunction(vectorized(lambda p: p[0] - np.mean(p[0])), "f")
+    branch = SampleFunction(vectorized(lambda p: p[0] if p[0] > 0 else 0.0), "f")
+    if n <= 16:  # each sample has its own call
+        assert np.array_equal(centred(parents), np.zeros(n))
+    else:
+        with pytest.raises(ValueError, match="f is marked vectorized, but gives for 500 samples at once"):
+            centred(parents)
+        with pytest.raises(ValueError, match="f is marked vectorized, but failed for 500 samples at once"):
+            branch(parents)
+
+
+def test_a_mark_may_be_on_a_method():
+    class Gate:
+        @vectorized
+        def on(self, p):
+            return p[0] * (p[1] > 0)
+
+    parents = parent_values()
+    assert SampleFunction(Gate().on, "f")._marked
+    assert np.array_equal(SampleFunction(Gate().on, "f")(parents), parents[0] * (parents[1] > 0))
+
+
+def test_samples_that_see_each_other_where_no_single_call_shows_it():
+    """Every 200th sample, but for those compared, gets the mean of all: the halves give it away."""
+    parents = parent_values(4000)
+    chosen = set(parents[0][5::200].tolist())
+
+    def leaks(p):
+        return np.where(np.isin(p[0], list(chosen)) & (np.size(p[0]) > 1), np.mean(p[0]), p[0])
+
+    assert np.array_equal(SampleFunction(leaks, "f")(parents), parents[0])
+
+
+def test_arrays_are_copies():
+    parents = parent_values()
+    before = [parent.copy() for parent in parents]
+    SampleFunction(changes_its_list, "f")(parents)
+    assert all(np.array_equal(a, b) for a, b in zip(parents, before, strict=True))
 
 
 class Noisy:

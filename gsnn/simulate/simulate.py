@@ -48,10 +48,10 @@ def simulate(
         0 or more.
     special_functions:
         Node -> function that gives m in place of the sum. It gets the list of the node's parent values, in
-        ``G.predecessors`` order, and returns a finite number. It may be written for scalars; where it is
-        made of element-wise operations only it is called with all samples at once, which never changes
-        the result (see :mod:`gsnn.simulate.elementwise`). It should depend on nothing but its argument
-        and random generators.
+        ``G.predecessors`` order, and returns a finite number. It may be written for scalars; where a call
+        with all samples at once gives the same it is made so, which is fast (see
+        :mod:`gsnn.simulate.elementwise` for how that is checked, and for the mark ``vectorized``). It should
+        depend on nothing but its argument and random generators.
     signed_edges:
         ``(u, v)`` -> factor of that edge, before the edge's ``sign`` attribute and the default +1.
     seed:
