@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 from test_complete import FUNCTIONS, TINY, data, graph
 
 import gsnn
@@ -116,10 +117,42 @@ def test_gaps_rows_and_seed(lacking, table):
     assert verify(lacking, graph(), CANDIDATES, x, y, folds=3).verified.tolist()[0]
 
 
+def test_groups_are_the_draws(lacking):
+    """Every sample six times over is no new evidence: with groups, intervals are those of 50 samples."""
+    x, y = data(50, seed=5)
+    repeated, groups = [np.repeat(t, 6, axis=0) for t in (x, y)], np.repeat(np.arange(50), 6)
+    naive = verify(lacking, graph(), CANDIDATES, *repeated)
+    found = verify(lacking, graph(), CANDIDATES, *repeated, groups=[f"g{k}" for k in groups])
+    width = (found.gain_high - found.gain_low) / (naive.gain_high - naive.gain_low)
+    # As many standard errors over 50 units as over 300, each of variance six times that of a mean of 300.
+    factor = stats.t.ppf(0.975, 49) / stats.t.ppf(0.975, 299) * np.sqrt(6 * 299 / 294)
+    assert width[0] == pytest.approx(factor, rel=0.3)
+    assert found.verified.tolist() == [True] + [False] * 5
+    with pytest.raises(ValueError, match="groups must have one label a sample, 300, got 3"):
+        verify(lacking, graph(), CANDIDATES, *repeated, groups=[1, 2, 3])
+    with pytest.raises(ValueError, match="groups must have at least 5 labels a fold, 10, got 9"):
+        verify(lacking, graph(), CANDIDATES, *repeated, groups=groups % 9)
+
+
+def test_groups_stay_in_one_part_and_every_output_is_measured_in_each(lacking):
+    samples = Samples.of(lacking, *data(40))
+    units = module._units(samples, np.arange(40) // 4, 40, 2)
+    assert units.tolist() == (np.arange(40) // 4).tolist()
+    part = module._parts(samples, units, 2, np.random.default_rng(0), ["y0", "y1", "y2"])
+    assert set(part) == {0, 1} and all(len(set(part[units == u])) == 1 for u in range(10))
+    x, y = data(60, seed=8)
+    y[3:, 1] = np.nan  # three values
+    found = module._parts(Samples.of(lacking, x, y), np.arange(60), 2, np.random.default_rng(0), ["y1"] * 3)
+    assert set(found[:3]) == {0, 1}
+    y[1:, 1] = np.nan
+    with pytest.raises(ValueError, match="in each of 2 parts, got too few values of 'y1'"):
+        verify(lacking, graph(), CANDIDATES, x, y)
+
+
 def test_a_model_that_has_the_candidates_loses_them():
     full = graph([(5, 3), (0, 4)])
     model = trained(full, *data())
-    reduced = module._reduced(model, graph())
+    reduced = module.reduced(model, graph())
     assert reduced.graph == graph()
     x = torch.randn(20, 3)
     mask = torch.ones(model.edge_index.shape[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -15,8 +16,8 @@ from torch import Tensor
 from gsnn._modes import evaluation_mode
 from gsnn._text import some_names
 from gsnn.data.match import as_pair
-from gsnn.data.scaling import Scaling
-from gsnn.graph.container import HeteroGraph
+from gsnn.data.scaling import Scaling, scaling_of
+from gsnn.graph.container import EDGE_TYPES, NODE_TYPES, HeteroGraph
 from gsnn.graph.depth import default_layers
 from gsnn.models.GSNN import GSNN
 from gsnn.train.loop import fit
@@ -243,6 +244,45 @@ def trained_anew(
         verbose=False,
     )
     return model
+
+
+def reduced(model: GSNN, graph: HeteroGraph) -> GSNN:
+    """A copy of the model on `graph`, its weights without those of the function edges that `graph` lacks."""
+    theirs, ours = model.graph.edge_index_dict, graph.edge_index_dict
+    same = all(list(model.graph.node_names_dict[k]) == list(graph.node_names_dict[k]) for k in NODE_TYPES)
+    for etype in EDGE_TYPES[1:]:
+        same = same and torch.equal(theirs[etype].cpu(), ours[etype].cpu())
+    if not same:
+        raise ValueError(
+            "graph must have the model's nodes, inputs and outputs in the same order, got another"
+        )
+    mine = list(map(tuple, ours[EDGE_TYPES[0]].T.tolist()))
+    place = {edge: k for k, edge in enumerate(map(tuple, theirs[EDGE_TYPES[0]].T.tolist()))}
+    lost = [edge for edge in mine if edge not in place]
+    if lost:
+        names = graph.node_names_dict["function"]
+        shown = some_names([(names[s], names[t]) for s, t in lost])
+        raise ValueError(f"graph must hold edges of the model only, got {len(lost)} others: {shown}")
+    if len(mine) == len(place) and mine == list(place):
+        return copy.deepcopy(model)
+    with torch.random.fork_rng(devices=[]):
+        small = type(model)(graph.edge_index_dict, graph.node_names_dict, **model.config)
+    param = next(model.parameters())
+    small.to(param.device, param.dtype)
+    first = torch.tensor([place[edge] for edge in mine], dtype=torch.long)
+    state = dict(model.state_dict())
+    channels = model.channels
+    for name, old in state.items():
+        wide = {"values": channels, "bias": 1}.get(name.rpartition(".")[2], 0)
+        if ".lin_in.values" in name or ".lin_out." in name:
+            if old.dtype == torch.bool:
+                raise ValueError("model must not be pruned where it has edges that graph lacks")
+            rest = torch.arange(len(place) * wide, len(old))
+            at = (first[:, None] * wide + torch.arange(wide)).flatten()
+            state[name] = old[torch.cat([at, rest]).to(old.device)]
+    small.load_state_dict(state)
+    small.scaling = scaling_of(model)
+    return small.train(model.training)
 
 
 def stage_sizes(budget: int, stages: int) -> list[int]:

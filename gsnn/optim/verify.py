@@ -21,12 +21,12 @@ from torch import Tensor
 from gsnn._modes import evaluation_mode
 from gsnn._text import some_names
 from gsnn.data.scaling import scaling_of
-from gsnn.graph.container import EDGE_TYPES, NODE_TYPES, HeteroGraph, as_graph
+from gsnn.graph.container import as_graph
 from gsnn.models.GSNN import GSNN
 from gsnn.optim.candidates import named_pairs
 from gsnn.optim.edge_table import KeptEdges, check_missing
 from gsnn.optim.layer_captures import LayerCaptures
-from gsnn.optim.staging import Samples, check_int
+from gsnn.optim.staging import Samples, check_int, reduced
 from gsnn.stats.significance import benjamini_hochberg
 from gsnn.train.loop import fit
 
@@ -52,6 +52,7 @@ def verify(
     margin: float = 0.005,
     alpha: float = 0.05,
     folds: int = 2,
+    groups: Any = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Test each candidate edge on samples that had no part in choosing it.
@@ -66,12 +67,14 @@ def verify(
         is not changed.
     graph : the graph without the candidates
     edges : (source, target) name pairs, or a table with columns `src_func`, `dst_func` (or `source`,
-    `target`) x, y : samples, as `gsnn.fit` takes them, in the units that the model was trained in (original
-        ones where it carries a scaling). They must have had no part in choosing the edges or training the
-        model.
+        `target`)
+    x, y : samples, as `gsnn.fit` takes them, in the units that the model was trained in (original ones where
+        it carries a scaling). They must have had no part in choosing the edges or training the model.
     margin : the share of the loss that an edge must take away to be worth something
     alpha : largest q-value of a verified edge
     folds : parts of the samples, an int of at least 2
+    groups : one label a sample, in the order of x, or None. Samples of one label stay in one part, and tests
+        and intervals are over groups, not over samples, as those of one label are no independent draws.
     seed : of the parts, the batches and the placebos
 
     Returns
@@ -92,7 +95,8 @@ def verify(
     Raises
     ------
     TypeError, ValueError : `graph` is not the model's, edges that exist or are unknown, an option out of its
-        range, fewer than 10 samples a fold
+        range, fewer than 10 samples or 5 groups a fold, an output with too few measured values to be in each
+        part
     """
     import pandas as pd
 
@@ -100,16 +104,17 @@ def verify(
     kept = KeptEdges.of(graph)
     pairs = check_missing(named_pairs(edges, "edges"), kept, "edges")
     _check_options(margin, alpha, folds, seed)
-    base = _reduced(model, graph)
+    base = reduced(model, graph)
     samples = Samples.of(base, x, y)
     n = len(samples)
     if n < 10 * folds:
         raise ValueError(f"x must have at least 10 samples a fold, {10 * folds}, got {n}")
+    units = _units(samples, groups, len(x), folds)
     number = {name: k for k, name in enumerate(kept.names)}
     wanted = [(number[s], number[t]) for s, t in pairs]
     targets = sorted({t for _, t in wanted})
     rng = np.random.default_rng(seed)
-    part = rng.permutation(n) % folds
+    part = _parts(samples, units, folds, rng, graph.node_names_dict["output"])
     placebos = {t: _placebos(t, wanted, kept, rng) for t in targets}
 
     parts = [
@@ -118,7 +123,7 @@ def verify(
         )
         for k in range(folds)
     ]
-    judge = _Judge(parts, part)
+    judge = _Judge(parts, part, units)
 
     rows = []
     for (source, target), (s, t) in zip(pairs, wanted, strict=True):
@@ -147,43 +152,34 @@ def _check_options(margin: Any, alpha: Any, folds: Any, seed: Any) -> None:
     check_int("seed", seed, 0)
 
 
-def _reduced(model: GSNN, graph: HeteroGraph) -> GSNN:
-    """A copy of the model on `graph`, its weights without those of the function edges that `graph` lacks."""
-    theirs, ours = model.graph.edge_index_dict, graph.edge_index_dict
-    same = all(list(model.graph.node_names_dict[k]) == list(graph.node_names_dict[k]) for k in NODE_TYPES)
-    for etype in EDGE_TYPES[1:]:
-        same = same and torch.equal(theirs[etype].cpu(), ours[etype].cpu())
-    if not same:
-        raise ValueError(
-            "graph must have the model's nodes, inputs and outputs in the same order, got another"
-        )
-    mine = list(map(tuple, ours[EDGE_TYPES[0]].T.tolist()))
-    place = {edge: k for k, edge in enumerate(map(tuple, theirs[EDGE_TYPES[0]].T.tolist()))}
-    lost = [edge for edge in mine if edge not in place]
-    if lost:
-        names = graph.node_names_dict["function"]
-        shown = some_names([(names[s], names[t]) for s, t in lost])
-        raise ValueError(f"graph must hold edges of the model only, got {len(lost)} others: {shown}")
-    if len(mine) == len(place) and mine == list(place):
-        return copy.deepcopy(model)
-    with torch.random.fork_rng(devices=[]):
-        small = type(model)(graph.edge_index_dict, graph.node_names_dict, **model.config)
-    param = next(model.parameters())
-    small.to(param.device, param.dtype)
-    first = torch.tensor([place[edge] for edge in mine], dtype=torch.long)
-    state = dict(model.state_dict())
-    channels = model.channels
-    for name, old in state.items():
-        wide = {"values": channels, "bias": 1}.get(name.rpartition(".")[2], 0)
-        if ".lin_in.values" in name or ".lin_out." in name:
-            if old.dtype == torch.bool:
-                raise ValueError("model must not be pruned where it has edges that graph lacks")
-            rest = torch.arange(len(place) * wide, len(old))
-            at = (first[:, None] * wide + torch.arange(wide)).flatten()
-            state[name] = old[torch.cat([at, rest]).to(old.device)]
-    small.load_state_dict(state)
-    small.scaling = scaling_of(model)
-    return small.train(model.training)
+def _units(samples: Samples, groups: Any, n: int, folds: int) -> NDArray[np.int64]:
+    """(n,): what each sample is a draw of, from 0: itself, or its group."""
+    if groups is None:
+        return np.arange(len(samples))
+    labels = np.asarray(groups)
+    if len(labels) != n:
+        raise ValueError(f"groups must have one label a sample, {n}, got {len(labels)}")
+    names, units = np.unique(labels[samples.rows.numpy()], return_inverse=True)
+    if len(names) < 5 * folds:
+        raise ValueError(f"groups must have at least 5 labels a fold, {5 * folds}, got {len(names)}")
+    return units
+
+
+def _parts(
+    samples: Samples, units: NDArray[np.int64], folds: int, rng: np.random.Generator, names: Sequence[str]
+) -> NDArray[np.int64]:
+    """(n,): the part that each sample is judged in; the others together measure every output."""
+    measured = ~samples.y.isnan().numpy()
+    for _ in range(100):
+        part = (rng.permutation(int(units.max()) + 1) % folds)[units]
+        seen = np.array([measured[part != k].any(0) for k in range(folds)])
+        if seen.all():
+            return part
+    rare = [names[k] for k in np.flatnonzero(~seen.all(0)).tolist()]
+    raise ValueError(
+        f"y must measure every output often enough to be in each of {folds} parts, got too few values of "
+        f"{some_names(rare)}"
+    )
 
 
 def _settled(model: GSNN, samples: Samples, seed: int) -> GSNN:
@@ -316,18 +312,20 @@ def _ridge(gram: Tensor, right: Tensor, ridge: float) -> Tensor:
 
 
 class _Judge:
-    """Gains of edges on all samples, each by the network that was settled without the sample."""
+    """Gains of edges, each sample's by the network that was settled without it, summed over its unit."""
 
-    def __init__(self, parts: Sequence[_Linearised], part: NDArray[np.int64]) -> None:
-        self.parts, self.part = parts, part
+    def __init__(
+        self, parts: Sequence[_Linearised], part: NDArray[np.int64], units: NDArray[np.int64]
+    ) -> None:
+        self.parts, self.part, self.units = parts, part, units
         self._gains: dict[tuple[int, int], Array] = {}
 
     def before(self, target: int) -> Array:
-        """(n,): each sample's squared error without a new edge."""
+        """Squared error of each unit without a new edge."""
         return self._crossed([fitted.before(target) for fitted in self.parts])
 
     def gain(self, source: int, target: int) -> Array:
-        """(n,): by how much the edge lowers it."""
+        """By how much the edge lowers it."""
         edge = source, target
         if edge not in self._gains:
             after = self._crossed([fitted.after(source, target) for fitted in self.parts])
@@ -350,11 +348,11 @@ class _Judge:
         out = np.zeros(len(self.part))
         for k, of_part in enumerate(values):
             out[self.part == k] = of_part.numpy()[self.part == k]
-        return out
+        return np.asarray(np.bincount(self.units, weights=out), dtype=np.float64)
 
 
 def _judged(gain: Array, before: Array, margin: float) -> tuple[float, float, float, float]:
-    """Share of the loss, its 95% interval, and the p-value of a share of at most `margin`, over samples."""
+    """Share of the loss, its 95% interval, and the p-value of a share of at most `margin`, over units."""
     n, total = len(gain), before.mean()
     share = gain.mean() / total
     error = (gain - share * before).std(ddof=1) / math.sqrt(n) / total
