@@ -107,7 +107,7 @@ def update_statistics(
         for norm, (scale, mean) in zip(norms, statistics, strict=True)
         if norm.over_batch and norm.updates_statistics and scale is not None and mean is not None
     ]
-    if not found:
+    if not found or not size:  # an empty batch says nothing
         return
     norms, scales, means = zip(*found, strict=True)
     count = size // means[0].numel()
