@@ -57,7 +57,7 @@ CORE = {
     "safetensors",
 }
 # joblib comes with scikit-learn; the others are extras, imported where they are used.
-EXTRAS = {"captum", "joblib", "zstandard", "torch_geometric", "torch_scatter"}
+EXTRAS = {"anndata", "captum", "joblib", "zstandard", "torch_geometric", "torch_scatter"}
 # Files past 400 lines, each with the reason why it is not two.
 LONG: dict[str, str] = {"train/side_by_side.py": "a lot and its checkpoint share the state of every member"}
 

@@ -17,11 +17,16 @@ from gsnn._delimited import read_delimited
 from gsnn._text import did_you_mean, some_names
 from gsnn.data.match import select_columns
 from gsnn.graph import interactions
-from gsnn.graph.container import EDGE_TYPES, GraphWarning, HeteroGraph
+from gsnn.graph.container import EDGE_TYPES, GraphWarning, HeteroGraph, as_graph
 
-_GAPS = ["", "NA", "N/A", "NaN", "nan", "NULL", "null", "None", "-", "."]
+#: Cells that mean that there is no value.
+GAPS = ["", "NA", "N/A", "NaN", "nan", "NULL", "null", "None", "-", "."]
 
 FilePath = str | PathLike[str]
+
+
+class DataWarning(UserWarning):
+    """Tables are legal, but something in them makes results worse or harder to judge."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +91,53 @@ def load_data(
             graph = _untyped_graph(edges, str(x), xs, str(y), ys, columns)
     _refuse_transposed(set(graph.node_names_dict["input"]), xs, str(x), "input ")
     _refuse_transposed(set(graph.node_names_dict["output"]), ys, str(y), "output ")
-    xs = select_columns(xs, list(graph.node_names_dict["input"]), "input", str(x))
-    ys = select_columns(ys, list(graph.node_names_dict["output"]), "output", str(y))
-    for a, path_a, b, path_b in ((xs, str(x), ys, str(y)), (ys, str(y), xs, str(x))):
+    xs, ys, order = _matched(graph, xs, ys, str(x), str(y))
+    labels = None if groups is None else _read_groups(groups, group_column, xs.index, str(x))
+    with _overheard() as more:
+        _warn_of_lone_inputs(xs, labels, str(x))
+    return Data(graph, xs, ys, order, labels, (*said, *more))
+
+
+def match_data(graph: Any, x: pd.DataFrame, y: pd.DataFrame, groups: pd.Series | None = None) -> Data:
+    """Check tables in memory against a graph, as :func:`load_data` does with files.
+
+    Args:
+        graph: a :class:`gsnn.graph.HeteroGraph`, such as :func:`gsnn.graph.build` gives, or alike.
+        x: samples in rows, named by the index, one column per input node, complete.
+        y: the same for output nodes; NaN was not measured.
+        groups: a label for each sample, by its name; samples of one label stay together in a split.
+
+    Raises:
+        TypeError: x or y is no DataFrame, groups no Series.
+        ValueError: tables and graph do not fit together, as in :func:`load_data`.
+    """
+    graph = as_graph(graph)
+    for name, table, kind in (("x", x, pd.DataFrame), ("y", y, pd.DataFrame), ("groups", groups, pd.Series)):
+        if not isinstance(table, kind) and not (name == "groups" and table is None):
+            raise TypeError(f"{name} must be a pandas {kind.__name__}, got {type(table).__name__}")
+    tables = {}
+    for name, table in (("x", x), ("y", y)):
+        _check_names([str(label) for label in table.index], f"{name}: sample")
+        try:
+            tables[name] = table.astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name} must be numeric: {error}") from None
+    xs, ys, order = _matched(graph, tables["x"], tables["y"], "x", "y")
+    labels = None
+    if groups is not None:
+        labels = _labels_for(groups, xs.index, "groups", "x")
+    with _overheard() as said:
+        _warn_of_lone_inputs(xs, labels, "x")
+    return Data(graph, xs, ys, order, labels, tuple(said))
+
+
+def _matched(
+    graph: HeteroGraph, xs: pd.DataFrame, ys: pd.DataFrame, x: str, y: str
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.Index]:
+    """The tables with the columns of the graph and the rows in order, and the samples as X had them."""
+    xs = select_columns(xs, list(graph.node_names_dict["input"]), "input", x)
+    ys = select_columns(ys, list(graph.node_names_dict["output"]), "output", y)
+    for a, path_a, b, path_b in ((xs, x, ys, y), (ys, y, xs, x)):
         odd = a.index.difference(b.index)
         if len(odd):
             hint = did_you_mean(odd, b.index)
@@ -99,9 +148,25 @@ def load_data(
         raise ValueError(f"{x} must have at least 4 samples to train and test on, got {len(xs)}")
     order = xs.index
     xs, ys = xs.sort_index(), ys.sort_index()
-    check_values(xs, ys, str(x), str(y))
-    labels = None if groups is None else _read_groups(groups, group_column, xs.index, str(x))
-    return Data(graph, xs, ys, order, labels, tuple(said))
+    check_values(xs, ys, x, y)
+    return xs, ys, order
+
+
+def _warn_of_lone_inputs(x: pd.DataFrame, groups: pd.Series | None, name: str) -> None:
+    """Say which inputs are 0 but in a single sample, or in a single group, which is tested as a whole."""
+    used = x.to_numpy() != 0
+    if groups is not None:
+        used = pd.DataFrame(used, x.index).groupby(groups.to_numpy()).any().to_numpy()
+    lone = x.columns[used.sum(axis=0) == 1]
+    if len(lone):
+        one = "sample" if groups is None else "group"
+        warnings.warn(
+            f"{name} has {len(lone)} of {len(x.columns)} input(s) that are 0 but in a single {one}: "
+            f"{some_names(lone)}; when that {one} is tested, training has never seen them. One input a gene "
+            "or drug, with the dose as its value (1 knock-out, 0.5 knock-down), shares what can be learnt",
+            DataWarning,
+            stacklevel=3,
+        )
 
 
 @contextmanager
@@ -205,7 +270,7 @@ def read_table(path: FilePath) -> pd.DataFrame:
     _check_names(samples, f"{path}: sample")
     values = np.empty((len(samples), len(names)))
     for at, name in enumerate(names):
-        cells = ["nan" if row[at + 1] in _GAPS else row[at + 1] for row in found.rows]
+        cells = ["nan" if row[at + 1] in GAPS else row[at + 1] for row in found.rows]
         try:
             if any("_" in cell for cell in cells):  # Python reads 1_0 as 10, nobody else does
                 raise ValueError
@@ -281,15 +346,21 @@ def _read_groups(path: FilePath, column: str | None, samples: pd.Index, x_name: 
         column = str(table.columns[0])
     if column not in table.columns:
         raise ValueError(f"{path} has no column {column!r}; it has {some_names(table.columns)}")
-    if not table.index.is_unique:
-        raise ValueError(f"{path} names samples twice: {some_names(table.index[table.index.duplicated()])}")
-    missing = samples.difference(table.index)
+    return _labels_for(table[column], samples, str(path), x_name)
+
+
+def _labels_for(labels: pd.Series, samples: pd.Index, name: str, x_name: str) -> pd.Series:
+    if not labels.index.is_unique:
+        twice = labels.index[labels.index.duplicated()]
+        raise ValueError(f"{name} names samples twice: {some_names(twice)}")
+    missing = samples.difference(labels.index)
     if len(missing):
-        hint = did_you_mean(missing, table.index)
-        raise ValueError(f"{path} lacks {len(missing)} sample(s) of {x_name}: {some_names(missing)}{hint}")
-    labels = table.loc[samples, column]
-    if (labels == "").any():
-        raise ValueError(f"{path} has samples without a group: {some_names(labels.index[labels == ''])}")
+        hint = did_you_mean(missing, labels.index)
+        raise ValueError(f"{name} lacks {len(missing)} sample(s) of {x_name}: {some_names(missing)}{hint}")
+    labels = labels[samples]
+    empty = labels.isna() | (labels == "")
+    if empty.any():
+        raise ValueError(f"{name} has samples without a group: {some_names(labels.index[empty])}")
     return labels
 
 
