@@ -211,7 +211,11 @@ def test_p_values_are_uniform_when_nothing_is_missing():
     "options, error, message",
     [
         ({"k": 0}, ValueError, "k must be a positive int, got 0"),
-        ({"k": 3, "score": "corr"}, ValueError, "score must be one of omp, whitened, gradient, got 'corr'"),
+        (
+            {"k": 3, "score": "corr"},
+            ValueError,
+            "score must be one of 'omp', 'whitened', 'gradient', got 'corr'",
+        ),
         ({"k": 3, "ridge": 0}, ValueError, "ridge must be a positive number, got 0"),
         ({"k": 3, "candidates": [("f0", "f1")]}, ValueError, "must leave at least one pair .* got none"),
         ({"k": 3, "candidates": "f0"}, TypeError, "candidates must be .* name pairs or a table, got 'f0'"),

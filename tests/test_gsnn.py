@@ -467,9 +467,9 @@ def test_state_of_the_optimizer_step_equals_the_dense_one():
         ({"channels": 2.5}, ValueError, "channels must be a positive int, got 2.5"),
         ({"layers": 0}, ValueError, "layers must be a positive int, got 0"),
         ({"dropout": 1.0}, ValueError, r"dropout must be in \[0, 1\), got 1.0"),
-        ({"norm": "bach"}, ValueError, "norm must be one of layer, rms, .*, got 'bach'"),
+        ({"norm": "bach"}, ValueError, "norm must be one of 'layer', 'rms', .*, got 'bach'"),
         ({"backend": "dense"}, ValueError, "backend must be one of bucketed, scatter, got 'dense'"),
-        ({"init": "glorot"}, ValueError, "init must be one of xavier_uniform, .*, got 'glorot'"),
+        ({"init": "glorot"}, ValueError, "init must be one of 'xavier_uniform', .*, got 'glorot'"),
         ({"nonlin": torch.nn.ELU()}, TypeError, "nonlin must be a module class"),
         ({"node_mlp_hidden": -1}, ValueError, "node_mlp_hidden must be a positive int, got -1"),
     ],
@@ -497,7 +497,9 @@ def test_bad_inputs():
         model(x, node_mask=torch.ones(6, model.num_nodes))
     with pytest.raises(ValueError, match="e0 must have shape"):
         model(x, e0=torch.ones(1, 2, 3))
-    with pytest.raises(ValueError, match="agg must be one of sum, mean, max, last, all, got 'median'"):
+    with pytest.raises(
+        ValueError, match="agg must be one of 'sum', 'mean', 'max', 'last', 'all', got 'median'"
+    ):
         model.get_node_activations(x, agg="median")
     with pytest.raises(ValueError, match="threshold must be a non-negative number, got -1"):
         model.prune(-1)

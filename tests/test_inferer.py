@@ -556,8 +556,8 @@ def test_no_degrees_of_freedom_left():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"layer_agg": "median"}, "layer_agg must be 'mean' or 'max', got 'median'"),
-        ({"score": "spearman"}, "score must be 'corr' or 'partial', got 'spearman'"),
+        ({"layer_agg": "median"}, "layer_agg must be one of 'mean', 'max', got 'median'"),
+        ({"score": "spearman"}, "score must be one of 'corr', 'partial', got 'spearman'"),
         ({"ridge": -1.0}, "ridge must be a non-negative number, got -1.0"),
         ({"top_k": 0}, "top_k must be positive ints"),
     ],

@@ -422,8 +422,8 @@ def test_progress_goes_to_stderr_and_only_when_wanted(mei, capsys):
     [
         ({"embedding_dim": 0}, ValueError, "embedding_dim must be a positive int, got 0"),
         ({"embedding_dim": 7, "directed": True}, ValueError, "embedding_dim must be even with .* got 7"),
-        ({"score": "spearman"}, ValueError, "score must be 'corr' or 'partial', got 'spearman'"),
-        ({"layer_agg": "median"}, ValueError, "layer_agg must be 'mean' or 'max', got 'median'"),
+        ({"score": "spearman"}, ValueError, "score must be one of 'corr', 'partial', got 'spearman'"),
+        ({"layer_agg": "median"}, ValueError, "layer_agg must be one of 'mean', 'max', got 'median'"),
         (
             {"mining_strategy": "best"},
             ValueError,
@@ -442,7 +442,7 @@ def test_progress_goes_to_stderr_and_only_when_wanted(mei, capsys):
         ({"window_size": 0}, ValueError, "window_size must be a positive int, got 0"),
         ({"n_negatives": True}, ValueError, "n_negatives must be a positive int, got True"),
         ({"walk_alpha": -1.0}, ValueError, "walk_alpha must be a non-negative number, got -1.0"),
-        ({"kept_edge_weight": 0.0}, ValueError, "kept_edge_weight must be None or a positive number, got 0"),
+        ({"kept_edge_weight": 0.0}, ValueError, "kept_edge_weight must be a positive number, got 0"),
         ({"lr": 0.0}, ValueError, "lr must be a positive number, got 0.0"),
         ({"weight_decay": -0.1}, ValueError, "weight_decay must be a non-negative number, got -0.1"),
         ({"exclude_edges": [("f0", "f1")]}, ValueError, "exclude_edges must be missing .* 1 kept edges"),
@@ -491,7 +491,7 @@ def test_bad_fits(mei, options, error, message):
 def test_bad_fuse(mei):
     kge = MagnitudeEdgeKGE(mei, **QUICK)
     kge.fit(1, verbose=False)
-    with pytest.raises(ValueError, match="fuse must be None or a non-negative number, got -1"):
+    with pytest.raises(ValueError, match="fuse must be a non-negative number, got -1"):
         kge.evaluate(fuse=-1)
 
 

@@ -126,7 +126,7 @@ def test_warm_up():
     assert warm_up(0, 0) == 1
     rising = [warm_up(step, 10) for step in range(11)]
     assert rising == sorted(rising)
-    with pytest.raises(ValueError, match="over must be a non-negative int, got -1"):
+    with pytest.raises(ValueError, match="over must be an int of at least 0, got -1"):
         warm_up(0, -1)
 
 

@@ -104,5 +104,5 @@ def test_what_cannot_be_tested_is_nan():
 
 
 def test_bad_alternative():
-    with pytest.raises(ValueError, match="alternative must be 'two-sided' or 'greater', got 'less'"):
+    with pytest.raises(ValueError, match="alternative must be one of 'two-sided', 'greater', got 'less'"):
         pooled_least_squares(*drawn()).p_values("less")

@@ -671,7 +671,7 @@ def test_divergence():
         ({"aggregators": ("sum", "median")}, "aggregators must be .* sum, max, mean, l2, got .*'median'"),
         ({"aggregators": ()}, r"aggregators must be one or more .* got \(\)"),
         ({"aggregators": ("sum", "sum")}, "aggregators must be one or more different"),
-        ({"score_mode": "square"}, "score_mode must be one of abs, relu, signed, got 'square'"),
+        ({"score_mode": "square"}, "score_mode must be one of 'abs', 'relu', 'signed', got 'square'"),
         ({"lr": 0}, "lr must be a positive number, got 0"),
         ({"lr": float("nan")}, "lr must be a positive number, got nan"),
         ({"weight_decay": -1e-4}, "weight_decay must be a non-negative number, got -0.0001"),

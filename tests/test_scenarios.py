@@ -124,7 +124,7 @@ def test_pathway_data_know_nothing_of_spurious_edges():
 def test_pathways_refuse():
     with pytest.raises(ValueError, match="n_spurious must be at most 2, the pairs across, got 3"):
         disconnected_pathways(2, 1, 3)
-    with pytest.raises(ValueError, match="n_pathways must be an int of at least 1, got 0"):
+    with pytest.raises(ValueError, match="n_pathways must be a positive int, got 0"):
         disconnected_pathways(0)
 
 
@@ -199,16 +199,20 @@ def test_cyclic_data_are_bounded_and_depend_on_the_inputs():
     [
         (random_signed_dag, {"n_functions": 1}, "n_functions must be an int of at least 2, got 1"),
         (random_signed_dag, {"n_inputs": 40}, "n_inputs must be an int from 1 to 39, got 40"),
-        (random_signed_dag, {"n_outputs": 0}, "n_outputs must be an int of at least 1, got 0"),
+        (random_signed_dag, {"n_outputs": 0}, "n_outputs must be a positive int, got 0"),
         (
             random_signed_dag,
             {"held_out_share": 1.0},
-            "held_out_share must be a number from 0 to below 1, got 1.0",
+            "held_out_share must be in \\[0, 1\\), got 1.0",
         ),
-        (random_signed_dag, {"nonlinearity": "relu"}, "nonlinearity must be 'linear' or 'tanh', got 'relu'"),
+        (
+            random_signed_dag,
+            {"nonlinearity": "relu"},
+            "nonlinearity must be one of 'linear', 'tanh', got 'relu'",
+        ),
         (random_signed_dag, {"mean_in_degree": 0.5}, "mean_in_degree must be at least 1, got 0.5"),
-        (cyclic, {"n_chords": -1}, "n_chords must be an int from 0 to 360, got -1"),
-        (cyclic, {"held_out_share": -0.1}, "held_out_share must be a number from 0 to below 1, got -0.1"),
+        (cyclic, {"n_chords": -1}, "n_chords must be an int of at least 0, got -1"),
+        (cyclic, {"held_out_share": -0.1}, "held_out_share must be in \\[0, 1\\), got -0.1"),
     ],
 )
 def test_random_graphs_refuse(make, bad, message):

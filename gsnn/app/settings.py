@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from gsnn._checks import whole
 from gsnn.data.tables import Data
 from gsnn.graph.depth import default_layers
 from gsnn.models.GSNN import GSNN
@@ -34,8 +35,7 @@ class Options:
         if self.folds != 0 and self.folds < 2:
             raise ValueError(f"folds must be 0 (one split) or at least 2, got {self.folds}")
         for name in ("batch_size", "top"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be a positive int, got {getattr(self, name)}")
+            whole(name, getattr(self, name))
 
 
 def settle(data: Data, options: Options) -> Options:

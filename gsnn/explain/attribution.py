@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gsnn._checks import one_of, within
 from gsnn.explain.predictor import PARTS, Part, Predictor
 
 if TYPE_CHECKING:
@@ -76,8 +77,7 @@ def attribute(
         UserWarning: the sum misses the difference of the predictions by more than 1%.
     """
     for name, value, known in (("method", method, METHODS), ("of", of, PARTS)):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        one_of(name, value, known)
     captum = _captum()
     predictor = Predictor(model, output)
     values, rows = predictor.table(x, "x")
@@ -86,8 +86,8 @@ def attribute(
     if of == "inputs":
         start, end, extra = _input_baseline(predictor, baseline, values), values, ()
     else:
-        if baseline is not None and not (isinstance(baseline, (int, float)) and 0 <= baseline <= 1):
-            raise ValueError(f"baseline of {of} must be a number in [0, 1], got {baseline!r}")
+        if baseline is not None:
+            within(f"baseline of {of}", baseline, "[0, 1]")
         end = values.new_ones(len(values), len(predictor.names(of)))
         start, extra = torch.full_like(end, 0.0 if baseline is None else float(baseline)), (values,)
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gsnn._checks import whole, within
 from gsnn.explain.predictor import Predictor
 from gsnn.graph.container import EDGE_TYPES, HeteroGraph
 
@@ -110,13 +111,10 @@ def subgraph(
     if not len(candidates):
         raise ValueError(f"output {predictor.output!r} cannot be reached from any input")
     if share is not None:
-        if not 0 < share <= 1:
-            raise ValueError(f"share must be in (0, 1], got {share!r}")
+        within("share", share, "(0, 1]")
         size = max(1, math.ceil(share * len(candidates)))
     assert size is not None
-    if isinstance(size, bool) or not hasattr(size, "__index__") or size < 1:
-        raise ValueError(f"size must be a positive int, got {size!r}")
-    size = min(size.__index__(), len(candidates))
+    size = min(whole("size", size), len(candidates))
 
     always = torch.as_tensor(~on_path, device=predictor.device)
     with predictor.frozen():

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint as recompute
 
-from gsnn._checks import whole
+from gsnn._checks import non_negative, one_of, whole, within
 from gsnn._modes import evaluation_mode
 from gsnn._text import some_names
 from gsnn.captures import Captures
@@ -113,12 +113,9 @@ class GSNN(Growing):
         for name in ("self", "edge_index_dict", "node_names_dict", "__class__"):
             del config[name]
         super().__init__()
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")
-        if norm not in NORMS:
-            raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
-        if init not in INITS:
-            raise ValueError(f"init must be one of {', '.join(INITS)}, got {init!r}")
+        within("dropout", dropout, "[0, 1)")
+        one_of("norm", norm, NORMS)
+        one_of("init", init, INITS)
         check_backend(backend)
         if not callable(nonlin) or isinstance(nonlin, torch.nn.Module):
             raise TypeError(f"nonlin must be a module class such as torch.nn.ELU, got {nonlin!r}")
@@ -324,8 +321,7 @@ class GSNN(Growing):
         Returns:
             How many weights of the pattern were dropped; each is gone from all layers.
         """
-        if not threshold >= 0:
-            raise ValueError(f"threshold must be a non-negative number, got {threshold!r}")
+        non_negative("threshold", threshold)
         dropped = 0
         for side in ("lin_in", "lin_out"):
             linears = list({id(getattr(b, side)): getattr(b, side) for b in self._blocks}.values())
@@ -346,8 +342,7 @@ class GSNN(Growing):
         Returns:
             name of function node -> (B, C), or (B, L, C) for ``all``.
         """
-        if agg not in AGGREGATIONS:
-            raise ValueError(f"agg must be one of {', '.join(AGGREGATIONS)}, got {agg!r}")
+        one_of("agg", agg, AGGREGATIONS)
         names = self.graph.node_names_dict["function"]
         captures = Captures(self)
         with evaluation_mode(self), captures.recording():

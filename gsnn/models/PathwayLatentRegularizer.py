@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gsnn._checks import non_negative, positive
 from gsnn.captures import Capture, Captures
 from gsnn.models.pathway_loss import Memberships, dissimilarity, similarity
 
@@ -95,13 +95,11 @@ class PathwayLatentRegularizer(torch.nn.Module):
         blocks = Captures(model).blocks
         self.channels = int(torch.bincount(blocks[0].channel_groups)[0])
         self.n_nodes = len(blocks[0].channel_groups) // self.channels
-        for name, number in (("lambda_sim", lambda_sim), ("lambda_dis", lambda_dis)):
-            if not _is_number(number) or number < 0:
-                raise ValueError(f"{name} must be a non-negative number, got {number!r}")
-        if not _is_number(eps) or eps <= 0:
-            raise ValueError(f"eps must be a positive number, got {eps!r}")
-        if min_std is not None and (not _is_number(min_std) or min_std < 0):
-            raise ValueError(f"min_std must be a non-negative number, got {min_std!r}")
+        non_negative("lambda_sim", lambda_sim)
+        non_negative("lambda_dis", lambda_dis)
+        positive("eps", eps)
+        if min_std is not None:
+            non_negative("min_std", min_std)
         if not isinstance(phi, torch.nn.Module) and phi not in PHIS:
             raise ValueError(f"phi must be one of {', '.join(PHIS)} or a torch.nn.Module, got {phi!r}")
         self._edges, self.n_pathways = _edges(pathway_membership, self.n_nodes)
@@ -299,10 +297,6 @@ def _differentiable(capture: Capture) -> bool:
 
 def _watch(model: torch.nn.Module) -> _Watch | None:
     return next((hook for hook in model._forward_hooks.values() if isinstance(hook, _Watch)), None)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _edges(membership: Any, n_nodes: int) -> tuple[tuple[Tensor, Tensor, Tensor], int]:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gsnn._checks import one_of
 from gsnn.kernels.scatter import Incidence, check_backend, incidence, spread
 
 
@@ -102,8 +103,7 @@ class SparseLinear(torch.nn.Module):
         super().__init__()
         self.N, self.M = size
         check_backend(backend)
-        if init not in INITS:
-            raise ValueError(f"init must be one of {', '.join(INITS)}, got {init!r}")
+        one_of("init", init, INITS)
         if indices.ndim != 2 or indices.shape[0] != 2 or indices.is_floating_point():
             raise ValueError(
                 f"indices must be an integer tensor of shape (2, nnz), "

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from gsnn._checks import whole
 from gsnn._delimited import read_text
 from gsnn._text import some_names
 
@@ -83,8 +84,7 @@ def match_pathways(
     """
     if not isinstance(gene_sets, Mapping):
         raise TypeError(f"gene_sets must be a dict of pathway -> genes, got {type(gene_sets).__name__}")
-    if isinstance(min_size, bool) or not isinstance(min_size, int) or min_size < 1:
-        raise ValueError(f"min_size must be a positive int, got {min_size!r}")
+    min_size = whole("min_size", min_size)
     nodes = tuple(function_nodes)
     if len(set(nodes)) < len(nodes):
         raise ValueError("function_nodes must be unique, got duplicates")
@@ -222,7 +222,6 @@ def warm_up(step: int, over: int, start: int = 0) -> float:
         start: steps before it.
     """
     for name, value in (("step", step), ("over", over), ("start", start)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ValueError(f"{name} must be a non-negative int, got {value!r}")
+        whole(name, value, at_least=0)
     done = 1.0 if step >= start + over else max(0, step - start) / over
     return 0.5 * (1 - math.cos(math.pi * done))

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gsnn._checks import non_negative, one_of
 from gsnn.optim.batch_scale import Crit, device_of
 from gsnn.optim.edge_table import (
     KeptEdges,
@@ -263,12 +264,9 @@ class MagnitudeEdgeInferer:
         ------
         RuntimeError : before `fit`. ValueError : fewer than 3 samples, or an option out of its range.
         """
-        if layer_agg not in ("mean", "max"):
-            raise ValueError(f"layer_agg must be 'mean' or 'max', got {layer_agg!r}")
-        if score not in ("corr", "partial"):
-            raise ValueError(f"score must be 'corr' or 'partial', got {score!r}")
-        if not ridge >= 0:
-            raise ValueError(f"ridge must be a non-negative number, got {ridge!r}")
+        one_of("layer_agg", layer_agg, ("mean", "max"))
+        one_of("score", score, ("corr", "partial"))
+        non_negative("ridge", ridge)
         if top_k is not None:
             (top_k,) = check_top_k((top_k,))
         if self._seen is None:

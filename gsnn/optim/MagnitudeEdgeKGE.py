@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gsnn._checks import non_negative, one_of, whole
+from gsnn._checks import non_negative, one_of, whole, within
 from gsnn._checks import positive as check_positive
 from gsnn._progress import ProgressBar
 from gsnn.optim.edge_table import (
@@ -138,14 +138,14 @@ class MagnitudeEdgeKGE(nn.Module):
         one_of("edges", edges, EDGES)
         if mining_strategy == "topk_per_target":  # an option counts only where it is used
             top_k_per_target = whole("top_k_per_target", top_k_per_target)
-        elif not 0 < fdr_alpha <= 1:
-            raise ValueError(f"fdr_alpha must be in (0, 1], got {fdr_alpha!r}")
+        else:
+            within("fdr_alpha", fdr_alpha, "(0, 1]")
         check_positive("lr", lr)
         non_negative("weight_decay", weight_decay)
         if walk_corr_weighted:
             non_negative("walk_alpha", walk_alpha)
-        if kept_edge_weight is not None and not (kept_edge_weight > 0 and math.isfinite(kept_edge_weight)):
-            raise ValueError(f"kept_edge_weight must be None or a positive number, got {kept_edge_weight!r}")
+        if kept_edge_weight is not None:
+            check_positive("kept_edge_weight", kept_edge_weight)
 
         self.kept = mei.kept
         self.N = mei.N
@@ -351,8 +351,8 @@ class MagnitudeEdgeKGE(nn.Module):
         has_edge, [n_cond], corr_a{p}_g{p+1} for each pair, p_value, q_value`. All after `has_edge` is of the
         mined correlations: an embedding has no significance of its own.
         """
-        if fuse is not None and not (fuse >= 0 and math.isfinite(fuse)):
-            raise ValueError(f"fuse must be None or a non-negative number, got {fuse!r}")
+        if fuse is not None:
+            non_negative("fuse", fuse)
         if not self.fitted:
             raise RuntimeError("nothing to evaluate yet: call fit() first")
         scores = self._scores()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gsnn._checks import whole
+from gsnn._checks import non_negative, one_of, positive, whole, within
 from gsnn.optim.edge_table import (
     KeptEdges,
     all_pairs,
@@ -127,13 +127,12 @@ class MagnitudeEdgeRegressor(nn.Module):
         super().__init__()
         names = check_aggregators(aggregators)
         group_of(process_group)
-        if score_mode not in SCORES:
-            raise ValueError(f"score_mode must be one of {', '.join(SCORES)}, got {score_mode!r}")
-        _check_number("lr", lr, "a positive number", lambda v: 0 < v < float("inf"))
-        for name, value in (("weight_decay", weight_decay), ("ridge", ridge)):
-            _check_number(name, value, "a non-negative number", lambda v: 0 <= v < float("inf"))
-        _check_number("dropout", dropout, "in [0, 1)", lambda v: 0 <= v < 1)
-        _check_number("ema_momentum", ema_momentum, "in (0, 1]", lambda v: 0 < v <= 1)
+        one_of("score_mode", score_mode, SCORES)
+        positive("lr", lr)
+        non_negative("weight_decay", weight_decay)
+        non_negative("ridge", ridge)
+        within("dropout", dropout, "[0, 1)")
+        within("ema_momentum", ema_momentum, "(0, 1]")
         window = whole("window", window)
         self.kept = KeptEdges.of(data)
         self._captures = LayerCaptures(model, self.kept.names, use_pre_norm)
@@ -393,8 +392,3 @@ class MagnitudeEdgeRegressor(nn.Module):
         for values in self.optimizer.state.values():
             values |= {k: fn(v) for k, v in values.items() if k != "step"}
         return self
-
-
-def _check_number(name: str, value: Any, expected: str, ok: Callable[[float], bool]) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not ok(value):
-        raise ValueError(f"{name} must be {expected}, got {value!r}")

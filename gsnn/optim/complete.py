@@ -117,6 +117,8 @@ def complete(
     """
     graph = as_graph(graph, warn=False)
     settings = checked(budget, stages, score, seed, settings)
+    budget = budget if isinstance(budget, str) else int(budget)  # also of numpy: it goes into a checkpoint
+    stages, seed = int(stages), int(seed)
     kept = KeptEdges.of(graph)
     layers = default_layers(graph) if settings.layers is None else settings.layers
     like = settings.model(graph, seed)

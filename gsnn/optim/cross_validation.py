@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gsnn._checks import whole
 from gsnn._progress import ProgressBar
 from gsnn.data.scaling import Scaling
 from gsnn.graph.container import HeteroGraph, as_graph
@@ -21,7 +22,6 @@ from gsnn.optim.search import Edge, Search, Stages
 from gsnn.optim.staging import (
     CompletionSettings,
     Samples,
-    check_int,
     checked,
     outputs,
     stage_sizes,
@@ -105,8 +105,8 @@ def complete_cv(
     FileNotFoundError : the folder of `checkpoint_path` is not there
     """
     graph = as_graph(graph, warn=False)
-    check_int("draws", draws, 1)
-    numbers = [budgets] if isinstance(budgets, int) else list(budgets)
+    whole("draws", draws)
+    numbers = list(budgets) if isinstance(budgets, Iterable) else [budgets]
     if not numbers:
         raise ValueError("budgets must hold at least one number of edges, got none")
     for number in numbers:
@@ -318,7 +318,7 @@ def _splits(data: Samples, n: int, labels: Any, folds: int | Sequence[Split], se
                 "folds must be an int or a list of (training rows, test rows), got an empty list"
             )
         return [(train[train >= 0], test[test >= 0]) for train, test in given]
-    check_int("folds", folds, 2)
+    whole("folds", folds, at_least=2)
     available = len(data) if labels is None else len(np.unique(labels))
     if available < folds:
         what = "samples" if labels is None else "groups"

@@ -7,7 +7,6 @@ beside all others. All are (N, N) float64 arrays, [source, target]; larger is a 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gsnn._checks import positive
 from gsnn.optim.batch_scale import Crit
 from gsnn.optim.edge_table import KeptEdges
 from gsnn.optim.gradient_pass import Batch, over_batches
@@ -86,8 +86,7 @@ def edge_scores(
     ------
     TypeError, ValueError : as for `MagnitudeEdgeInferer`, and a dataloader without samples
     """
-    if not (ridge > 0 and math.isfinite(ridge)):
-        raise ValueError(f"ridge must be a positive number, got {ridge!r}")
+    positive("ridge", ridge)
     kept = KeptEdges.of(data)
     captures = LayerCaptures(model, kept.names)
     sums: _Sums | None = None

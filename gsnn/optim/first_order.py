@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gsnn._checks import one_of, positive, whole
 from gsnn._text import some_names
 from gsnn.graph.container import EDGE_TYPES, as_graph
 from gsnn.graph.types import EdgeType
@@ -207,8 +207,7 @@ class FirstOrderInferer(ABC):
         return self._table(layer_agg, False, score, ridge)
 
     def _table(self, layer_agg: str, exclude_self: bool, score: str, ridge: float) -> pd.DataFrame:
-        if layer_agg not in ("mean", "max"):
-            raise ValueError(f"layer_agg must be 'mean' or 'max', got {layer_agg!r}")
+        one_of("layer_agg", layer_agg, ("mean", "max"))
         _check_score(score, ridge)
         moments = self._moments()
         pursuit = Pursuit(moments, ridge)
@@ -269,8 +268,7 @@ class FirstOrderInferer(ABC):
         """
         import pandas as pd
 
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-            raise ValueError(f"k must be a positive int, got {k!r}")
+        k = whole("k", k)
         _check_score(score, ridge)
         weight = pair_weights(self.kept, candidates, priors)
         moments = self._moments()
@@ -352,7 +350,5 @@ def residual_gates(blocks: Sequence[Any]) -> Tensor:
 
 
 def _check_score(score: str, ridge: float) -> None:
-    if score not in SCORES:
-        raise ValueError(f"score must be one of {', '.join(SCORES)}, got {score!r}")
-    if not (ridge > 0 and math.isfinite(ridge)):
-        raise ValueError(f"ridge must be a positive number, got {ridge!r}")
+    one_of("score", score, SCORES)
+    positive("ridge", ridge)

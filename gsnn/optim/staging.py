@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gsnn._checks import one_of, whole
 from gsnn._modes import evaluation_mode
 from gsnn._text import some_names
 from gsnn.data.match import as_pair
@@ -74,9 +75,9 @@ class CompletionSettings:
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "base_steps", "stage_steps"):
-            check_int(name, getattr(self, name), 1)
+            whole(name, getattr(self, name))
         if self.layers is not None:
-            check_int("layers", self.layers, 2)
+            whole("layers", self.layers, at_least=2)
 
     def model(self, graph: HeteroGraph, seed: int) -> GSNN:
         """An untrained network on `graph`, its weights drawn by `seed`."""
@@ -101,23 +102,16 @@ class CompletionSettings:
         return self.epochs or int(np.clip(self.epochs_of(2000, n), 30, 400))
 
 
-def check_int(name: str, value: Any, least: int) -> None:
-    """That an argument is an int of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
-
-
 def checked(budget: Any, stages: Any, score: Any, seed: Any, settings: Any) -> CompletionSettings:
     """The settings of a completion; refuses arguments of `complete` that are out of range."""
     if isinstance(budget, str):
         if budget != "auto":
             raise ValueError(f"budget must be an int of at least 0 or 'auto', got {budget!r}")
     else:
-        check_int("budget", budget, 0)
-    check_int("stages", stages, 1)
-    check_int("seed", seed, 0)
-    if score not in SCORES:
-        raise ValueError(f"score must be one of {', '.join(SCORES)}, got {score!r}")
+        whole("budget", budget, at_least=0)
+    whole("stages", stages)
+    whole("seed", seed, at_least=0)
+    one_of("score", score, SCORES)
     return CompletionSettings.of(settings)
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
+from gsnn._checks import whole, within
 from gsnn._modes import evaluation_mode
 from gsnn._text import some_names
 from gsnn.data.scaling import scaling_of
@@ -26,7 +27,7 @@ from gsnn.models.GSNN import GSNN
 from gsnn.optim.candidates import named_pairs
 from gsnn.optim.edge_table import KeptEdges, check_missing
 from gsnn.optim.layer_captures import LayerCaptures
-from gsnn.optim.staging import Samples, check_int, reduced
+from gsnn.optim.staging import Samples, reduced
 from gsnn.stats.significance import benjamini_hochberg
 from gsnn.train.loop import fit
 
@@ -144,12 +145,10 @@ def verify(
 
 
 def _check_options(margin: Any, alpha: Any, folds: Any, seed: Any) -> None:
-    for name, value, most in (("margin", margin, 1.0), ("alpha", alpha, 1.0)):
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not 0 <= value < most:
-            raise ValueError(f"{name} must be a number from 0 to below {most:g}, got {value!r}")
-    check_int("folds", folds, 2)
-    check_int("seed", seed, 0)
+    within("margin", margin, "[0, 1)")
+    within("alpha", alpha, "[0, 1)")
+    whole("folds", folds, at_least=2)
+    whole("seed", seed, at_least=0)
 
 
 def _units(samples: Samples, groups: Any, n: int, folds: int) -> NDArray[np.int64]:

@@ -16,6 +16,7 @@ import networkx as nx
 import numpy as np
 import torch
 
+from gsnn._checks import one_of, whole, within
 from gsnn.graph.container import HeteroGraph
 from gsnn.simulate.nx2pyg import nx2pyg
 from gsnn.simulate.simulate import Samples, simulate, simulate_sde
@@ -201,8 +202,8 @@ def random_signed_dag(
     n = _checked_count("n_functions", n_functions, 2)
     n_in = _checked_count("n_inputs", max(1, n // 4) if n_inputs is None else n_inputs, 1, n - 1)
     n_out = _checked_count("n_outputs", max(1, n // 2) if n_outputs is None else n_outputs, 1)
-    _checked_share(held_out_share)
-    _checked_nonlinearity(nonlinearity)
+    within("held_out_share", held_out_share, "[0, 1)")
+    one_of("nonlinearity", nonlinearity, ("linear", "tanh"))
     if not mean_in_degree >= 1:
         raise ValueError(f"mean_in_degree must be at least 1, got {mean_in_degree!r}")
     rng = np.random.default_rng(seed)
@@ -237,8 +238,8 @@ def cyclic(
     n_out = _checked_count("n_outputs", max(1, n // 2) if n_outputs is None else n_outputs, 1)
     across = [(i, j) for i in range(n) for j in range(n) if j not in (i, (i + 1) % n)]
     chords = _checked_count("n_chords", min(n, len(across)) if n_chords is None else n_chords, 0, len(across))
-    _checked_share(held_out_share)
-    _checked_nonlinearity(nonlinearity)
+    within("held_out_share", held_out_share, "[0, 1)")
+    one_of("nonlinearity", nonlinearity, ("linear", "tanh"))
     rng = np.random.default_rng(seed)
     inputs, functions, outputs = _names(n_in, n, n_out)
     chosen = [across[k] for k in sorted(rng.choice(len(across), size=chords, replace=False))]
@@ -319,18 +320,7 @@ def _frozen(
 
 
 def _checked_count(name: str, value: Any, least: int, most: int | None = None) -> int:
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or value < least or (most is not None and value > most):
-        span = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise ValueError(f"{name} must be an int {span}, got {value!r}")
-    return int(value)
-
-
-def _checked_share(value: Any) -> None:
-    if not isinstance(value, float | int) or isinstance(value, bool) or not 0 <= value < 1:
-        raise ValueError(f"held_out_share must be a number from 0 to below 1, got {value!r}")
-
-
-def _checked_nonlinearity(value: Any) -> None:
-    if value not in ("linear", "tanh"):
-        raise ValueError(f"nonlinearity must be 'linear' or 'tanh', got {value!r}")
+    count = whole(name, value, least)
+    if most is not None and count > most:
+        raise ValueError(f"{name} must be an int from {least} to {most}, got {value!r}")
+    return count

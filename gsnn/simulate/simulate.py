@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import networkx as nx
 import numpy as np
 from scipy.sparse import csr_array
 
+from gsnn._checks import finite, non_negative, positive, whole
 from gsnn._text import some_names
 from gsnn.simulate.elementwise import ParentFunction, SampleFunction
 
@@ -121,8 +121,7 @@ def simulate_sde(
         G, n_train, n_test, input_nodes, output_nodes, noise_scale, special_functions, signed_edges
     )
     for name, value in (("dt", dt), ("t_final", t_final)):
-        if not _is_finite_number(value) or value <= 0:
-            raise ValueError(f"{name} must be a positive number, got {value!r}")
+        positive(name, value)
     if dt > t_final:
         raise ValueError(f"dt must be at most t_final = {t_final!r}, got {dt!r}")
     steps = math.ceil(round(t_final / dt, 9))
@@ -187,10 +186,8 @@ class _System:
         if not isinstance(G, nx.DiGraph) or G.is_multigraph():
             raise TypeError(f"G must be a networkx DiGraph, got {type(G).__name__}")
         for name, count in (("n_train", n_train), ("n_test", n_test)):
-            if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 0:
-                raise ValueError(f"{name} must be an int of at least 0, got {count!r}")
-        if not _is_finite_number(noise_scale) or noise_scale < 0:
-            raise ValueError(f"noise_scale must be a finite number of at least 0, got {noise_scale!r}")
+            whole(name, count, at_least=0)
+        non_negative("noise_scale", noise_scale)
         for name, given in (("input_nodes", input_nodes), ("output_nodes", output_nodes)):
             if isinstance(given, str):
                 raise TypeError(f"{name} must be a list of nodes, got the text {given!r}")
@@ -241,13 +238,8 @@ def _check_known(name: str, given: Any, G: nx.DiGraph) -> None:
 
 def _sign(G: nx.DiGraph, u: Hashable, v: Hashable, signed_edges: Mapping[Any, Any]) -> float:
     sign = signed_edges.get((u, v), G.edges[u, v].get("sign", 1))
-    if not _is_finite_number(sign):
-        raise ValueError(f"the sign of edge {u!r} -> {v!r} must be a finite number, got {sign!r}")
+    finite(f"the sign of edge {u!r} -> {v!r}", sign)
     return float(sign)
-
-
-def _is_finite_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _normal_source(seed: Any) -> Callable[[tuple[int, int]], np.ndarray]:

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
+from gsnn._checks import one_of, whole
+
 Array = NDArray[np.float64]
 TIES = ("realistic", "optimistic", "pessimistic")
 
@@ -78,8 +80,7 @@ def ranks(
         raise ValueError(f"scores must be (Q, M) and targets (Q,), got {s.shape} and {t.shape}")
     if t.size and not (np.issubdtype(t.dtype, np.integer) and t.min() >= 0 and t.max() < s.shape[1]):
         raise ValueError(f"targets must be integers in [0, {s.shape[1]})")
-    if ties not in TIES:
-        raise ValueError(f"ties must be one of {', '.join(map(repr, TIES))}, got {ties!r}")
+    one_of("ties", ties, TIES)
     query = np.arange(len(t))
     competes = np.ones(s.shape, dtype=bool)
     if known is not None:
@@ -127,8 +128,7 @@ def mrr(ranks: ArrayLike) -> float:
 
 def hits(ranks: ArrayLike, k: int) -> float:
     """Share of queries (Q,) whose rank is at most k (hits@k)."""
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-        raise ValueError(f"k must be a positive int, got {k!r}")
+    k = whole("k", k)
     return float(np.mean(_positive(ranks) <= k))
 
 

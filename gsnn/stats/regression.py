@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from scipy.special import stdtr
 from torch import Tensor
 
+from gsnn._checks import one_of
+
 Array = NDArray[np.float64]
 
 _SINGULAR = 1e-10  # eigenvalues of the features' Gram matrix below this share of the largest count as 0
@@ -24,8 +26,7 @@ class PooledFit(NamedTuple):
 
     def p_values(self, alternative: str = "two-sided") -> Array:
         """(N, T) of Student's t test of coef = 0, against 'two-sided' (coef != 0) or 'greater' (coef > 0)."""
-        if alternative not in ("two-sided", "greater"):
-            raise ValueError(f"alternative must be 'two-sided' or 'greater', got {alternative!r}")
+        one_of("alternative", alternative, ("two-sided", "greater"))
         with np.errstate(invalid="ignore", divide="ignore"):
             t = self.coef / self.se
         if alternative == "two-sided":

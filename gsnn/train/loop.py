@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gsnn._checks import whole
+from gsnn._checks import non_negative, one_of, positive, whole
 from gsnn._modes import evaluation_mode, modes_kept
 from gsnn._progress import ProgressBar
 from gsnn.data.dataset import Prepared
@@ -365,12 +365,9 @@ def check_options(
     """Refuse arguments of ``fit`` that are out of range."""
     whole("epochs", epochs)
     whole("batch_size", batch_size)
-    if not (lr > 0 and math.isfinite(lr)):
-        raise ValueError(f"lr must be a positive number, got {lr!r}")
-    if not (weight_decay >= 0 and math.isfinite(weight_decay)):
-        raise ValueError(f"weight_decay must be a number >= 0, got {weight_decay!r}")
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule must be one of {SCHEDULES}, got {schedule!r}")
+    positive("lr", lr)
+    non_negative("weight_decay", weight_decay)
+    one_of("schedule", schedule, SCHEDULES)
     if patience is not None:
         whole("patience", patience)
         if validation is None or not restore_best:
