@@ -104,7 +104,7 @@ def test_explain_writes_scores_and_a_picture(demo):
     done = invoke(*words, "--of", "edges", "--per-sample", "--out", "each.csv")
     assert len(pd.read_csv("each.csv", index_col=0)) == 40
     done = invoke(*words, "--of", "proteins", "--out", "no.csv")
-    assert done.exit_code == 2 and "of must be one of inputs, nodes, edges" in done.stderr
+    assert done.exit_code == 2 and "of must be one of 'inputs', 'nodes', 'edges'" in done.stderr
     assert not (demo / "no.csv").exists()
 
 
