@@ -17,6 +17,7 @@ _SHORT_NAMES = {
     "MagnitudeEdgeInferer": "gsnn.optim.MagnitudeEdgeInferer",
     "MagnitudeEdgeRegressor": "gsnn.optim.MagnitudeEdgeRegressor",
     "MagnitudeEdgeKGE": "gsnn.optim.MagnitudeEdgeKGE",
+    "GSNNRegressor": "gsnn.estimator",
     "complete": "gsnn.optim.complete",
     "complete_cv": "gsnn.optim.complete",
     "verify": "gsnn.optim.verify",

@@ -31,6 +31,9 @@ ARROWS: dict[str, set[str]] = {
     "io": {"graph", "data", "models"},
     "train": {"graph", "data", "io.container"},
     "plot": {"graph", "stats", "optim.edge_table", "train.history"},
+    # Above models and train, as it builds networks and trains them; a room of its own, as it is the only one
+    # that speaks scikit-learn's language.
+    "estimator": {"graph", "data", "models", "train"},
 }
 ARROWS["app"] = set(ARROWS)
 # Modules that need more than their room: an edge is added by building and training the larger network.

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from gsnn._checks import whole
 from gsnn.data.tables import Data
 from gsnn.graph.depth import default_layers
 from gsnn.models.GSNN import GSNN
+from gsnn.train.defaults import default_epochs
 
 
 @dataclass(frozen=True)
@@ -57,11 +56,6 @@ def settle(data: Data, options: Options) -> Options:
     except (RuntimeError, AssertionError) as err:  # a build without CUDA asserts
         raise ValueError(f"device {options.device!r} cannot be used: {err}") from None
     return options
-
-
-def default_epochs(n_samples: int, batch_size: int) -> int:
-    """About 2,000 steps, in 30 to 400 epochs."""
-    return int(np.clip(math.ceil(2000 / math.ceil(n_samples / batch_size)), 30, 400))
 
 
 def new_model(data: Data, options: Options, seed: int) -> GSNN:

@@ -69,21 +69,30 @@ def as_pair(model: torch.nn.Module, x: Any, y: Any, x_arg: str, y_arg: str) -> t
     return xs, ys
 
 
+def aligned(values: Any, x: Any, arg: str) -> Any:
+    """``values`` in the order of the rows of ``x``: a Series or DataFrame by name where both name their rows.
+
+    Raises:
+        ValueError: they do not name the same rows, or some twice.
+    """
+    names = sample_names(x)
+    if names is None or not is_pandas(values) or names.equals(values.index):
+        return values
+    odd = names.symmetric_difference(values.index)
+    if len(odd) or not (names.is_unique and values.index.is_unique):
+        raise ValueError(
+            f"{arg} must name the samples of x, each once; {len(odd)} are in one only: {some_names(odd)}"
+        )
+    return values.loc[names]
+
+
 def as_weights(weights: Any, x: Any, n: int) -> torch.Tensor:
     """Weights (n,) in float64 of the n rows of ``x``; a Series is matched by name where x names its rows.
 
     Raises:
         ValueError: another shape or other samples, no numbers, negative or infinite ones, no positive one.
     """
-    names = sample_names(x)
-    if is_series(weights) and names is not None and not names.equals(weights.index):
-        odd = names.symmetric_difference(weights.index)
-        if len(odd) or not (names.is_unique and weights.index.is_unique):
-            raise ValueError(
-                f"sample_weight must name the samples of x, each once; "
-                f"{len(odd)} are in one only: {some_names(odd)}"
-            )
-        weights = weights.loc[names]
+    weights = aligned(weights, x, "sample_weight")
     try:
         values = np.array(weights, dtype=np.float64)
     except (TypeError, ValueError) as err:
@@ -92,15 +101,15 @@ def as_weights(weights: Any, x: Any, n: int) -> torch.Tensor:
         raise ValueError(f"sample_weight must have the shape ({n},), one weight a row, got {values.shape}")
     if not (np.isfinite(values).all() and (values >= 0).all() and (values > 0).any()):
         raise ValueError(
-            "sample_weight must be finite numbers of at least 0, not all 0, got "
+            "sample_weight must be finite numbers of at least 0, not all of them zero, got "
             f"{values.min():g} to {values.max():g}"
         )
     return torch.from_numpy(values)
 
 
-def is_series(values: Any) -> bool:
-    """Whether ``values`` is a pandas Series, without importing pandas to find out."""
-    return hasattr(values, "index") and hasattr(values, "to_frame")
+def is_pandas(values: Any) -> bool:
+    """Whether ``values`` is a pandas Series or DataFrame, without importing pandas to find out."""
+    return hasattr(values, "index") and hasattr(values, "iloc")
 
 
 def sample_names(table: Any) -> pd.Index | None:

@@ -21,6 +21,7 @@ from gsnn.data.scaling import Scaling, scaling_of
 from gsnn.graph.container import EDGE_TYPES, NODE_TYPES, HeteroGraph
 from gsnn.graph.depth import default_layers
 from gsnn.models.GSNN import GSNN
+from gsnn.train.defaults import default_epochs
 from gsnn.train.loop import fit
 from gsnn.train.side_by_side import fit_side_by_side
 
@@ -99,7 +100,7 @@ class CompletionSettings:
 
     def final_epochs(self, n: int) -> int:
         """Epochs of the trainings that are compared and kept."""
-        return self.epochs or int(np.clip(self.epochs_of(2000, n), 30, 400))
+        return self.epochs or default_epochs(n, self.batch_size)
 
 
 def checked(budget: Any, stages: Any, score: Any, seed: Any, settings: Any) -> CompletionSettings:
