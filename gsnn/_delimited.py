@@ -193,10 +193,17 @@ def _unpacked(raw: bytes, path: str | PathLike[str]) -> bytes:
             import zstandard
         except ImportError as error:
             raise ImportError(f"{path} is zstd-compressed: pip install 'gsnn[zstd]' to read it") from error
-        try:
-            return zstandard.ZstdDecompressor().stream_reader(raw).read()
-        except zstandard.ZstdError as error:
-            raise ValueError(f"{path} is compressed but damaged: {error}") from None
+        parts = []
+        while raw:  # a file may be several frames, one after the other
+            frame = zstandard.ZstdDecompressor().decompressobj()
+            try:
+                parts.append(frame.decompress(raw))
+            except zstandard.ZstdError as error:
+                raise ValueError(f"{path} is compressed but damaged: {error}") from None
+            if not frame.eof:
+                raise ValueError(f"{path} is compressed but damaged: it ends too early")
+            raw = frame.unused_data
+        return b"".join(parts)
     return raw
 
 

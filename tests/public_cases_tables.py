@@ -79,6 +79,40 @@ add(
     named_columns=lambda w: call(rows(w)[0], "edges", None, None, None),
     refuse_repeated=lambda w: call(*rows(w)),
     add_measured=Case(measured, changes=(2, 3, 4)),
+    need_column=lambda w: call(INTERACTIONS, "it", "sign", "sign"),
+    found_column=lambda w: call(INTERACTIONS, ("sign",)),
+    end_column=lambda w: call(INTERACTIONS, "target"),
+    sign_pair=lambda w: call(pd.DataFrame({"is_stimulation": [1, 0], "is_inhibition": [0, 1]})),
+    sign_column=lambda w: call(INTERACTIONS),
+    flags_as_signs=lambda w: call(pd.Series(["TRUE", "FALSE"], name="is_inhibition")),
+)
+INTERACTIONS = pd.DataFrame({"source": ["a", "b"], "target": ["b", "c"], "sign": ["+", "-"]})
+
+
+def database_rows(w):
+    from gsnn.graph.database import Row
+
+    return call([Row("interactions", 0, "a", "b", 1, edges=[("a", "b")])])
+
+
+add("gsnn.graph.build_graph", build=lambda w: call(INTERACTIONS, ["a"], ["c"], return_report=True))
+add(
+    "gsnn.graph.database",
+    Row=lambda w: call("interactions", 0, "a", "b", 1),
+    read_interactions=lambda w: call(
+        INTERACTIONS,
+        source=None,
+        target=None,
+        sign=None,
+        confidence=None,
+        min_confidence=None,
+        split=True,
+        warn=True,
+    ),
+    settle_signs=Case(database_rows, changes=(0,)),
+    cell_text=lambda w: call(" a "),
+    sign_of=lambda w: call("activation"),
+    read_partners=lambda w: call("inputs", {"drug": ["a"]}),
 )
 add("gsnn.graph.types", edge_type_label=lambda w: call(EDGE_TYPES[0]))
 add(
@@ -165,6 +199,31 @@ add(
     load_data=lambda w: call(*(w.files[n] for n in ("edges", "x", "y")), nodes=w.files["nodes"]),
     read_table=lambda w: call(w.files["x"]),
     check_values=lambda w: call(*w.frames, "x", "y"),
+    match_data=lambda w: call(w.graph, *w.frames),
+    DataWarning=lambda w: call("it"),
+)
+
+
+def midas_file(w):
+    path = w.folder / "MD.csv"
+    path.write_text("TR:EGF,TR:Rafi,DA:ALL,DV:Erk\n1,0,10,0.9\n1,1,10,0.2\n")
+    return call(path)
+
+
+def annotated(w):
+    import anndata
+
+    obs = pd.DataFrame({"drug": ["d1", "d2"]}, index=["s1", "s2"])
+    return call(anndata.AnnData(np.ones((2, 1)), obs, pd.DataFrame(index=["y"])), "drug")
+
+
+add("gsnn.data.midas", read_midas=midas_file)
+add("gsnn.data.annotated", from_anndata=Case(annotated, needs="anndata"))
+add(
+    "gsnn.data.samples",
+    Samples=lambda w: call(*w.frames, pd.Series("g", w.frames[0].index)),
+    conditions=lambda w: call(w.frames[0]),
+    numbered=lambda w: call(["a", "b", "a"]),
 )
 
 
@@ -383,6 +442,17 @@ add(
     ),
     write_tables=lambda w: call(w.scenario, w.folder / "tables", 5, 0),
 )
+
+
+def database_tables(w):
+    path = w.folder / "interactions.csv"
+    INTERACTIONS.to_csv(path, index=False)
+    (w.folder / "in.tsv").write_text("name\na\n")
+    (w.folder / "out.tsv").write_text("name\nc\n")
+    return call(path, w.folder / "prior", w.folder / "in.tsv", None, w.folder / "out.tsv")
+
+
+add("gsnn.app.build_command", build=Case(database_tables, prints=True))
 add(
     "gsnn.app.model_commands",
     predict=Case(lambda w: call(w.model_file, w.files["x"], w.folder / "yhat.csv"), prints=True),

@@ -75,10 +75,10 @@ def test_omnipath_by_hand():
     assert rows["row"].tolist() == list(range(11))
     assert rows["reason"].tolist() == [
         *[""] * 5,
-        "no input reaches DUSP1",
+        "no input reaches the source",
         "not directed",
         "self interaction",
-        "GAB1 reaches no output",
+        "the target reaches no output",
         "repeats row 0",
         "no source",
     ]
@@ -117,7 +117,10 @@ def test_confidence_is_found_or_named_and_cuts():
     table = pd.DataFrame({"source": ["a", "a"], "target": ["b", "c"], "votes": [2, None]})
     with pytest.raises(ValueError, match=r"interactions has no column of confidences .*got 'source'"):
         build(table, ["a"], ["b"], min_confidence=1)
-    with pytest.warns(GraphWarning, match=r"1 output\(s\) are on no path.*'c' \(c is no node of the inter"):
+    with pytest.warns(
+        GraphWarning,
+        match=r"1 output\(s\) are on no path.*'c' \(the regulator is no node of the interactions: 'c'",
+    ):
         graph, report = build(
             table, ["a"], ["b", "c"], min_confidence=2, confidence="votes", return_report=True
         )
@@ -244,7 +247,7 @@ CHAIN = pd.DataFrame({"source": list("abcdb"), "target": list("bcdex"), "sign": 
 def test_max_hops_counts_the_edges_of_the_input_and_of_the_output():
     # drug -> a -> b -> c -> y has 4 edges, by d 5, by e 6.
     outputs = {"y": ["c", "d"], "z": ["e"]}
-    with pytest.warns(GraphWarning, match=r"1 output.*'z' \(only on paths of more than 5 edges\)"):
+    with pytest.warns(GraphWarning, match=r"1 output.*'z' \(only on paths of more than 5 edges: 'e'\)"):
         graph, report = build(CHAIN, {"drug": ["a"]}, outputs, max_hops=5, return_report=True)
     assert graph.node_names_dict["function"] == ["a", "b", "c", "d"]
     with pytest.warns(GraphWarning):
@@ -253,7 +256,7 @@ def test_max_hops_counts_the_edges_of_the_input_and_of_the_output():
     assert set(edges_of(graph, OUT_OF)) == {("c", "y")}
     assert report.loc[report["reason"] != "", "reason"].tolist() == [
         "only on paths of more than 5 edges",
-        "x reaches no output",
+        "the target reaches no output",
         "only on paths of more than 5 edges",
     ]
     with pytest.raises(
@@ -269,13 +272,14 @@ def test_unreached_inputs_and_outputs():
     with pytest.warns(GraphWarning) as said:
         graph, report = build(CHAIN, inputs, ["e", "q"], return_report=True)
     assert [str(w.message) for w in said] == [
-        "3 input(s) are on no path and were left out: 'late' (x reaches no output), "
-        "'odd' (A1 is no node of the interactions), 'none' (no target)",
-        "1 output(s) are on no path and were left out: 'q' (q is no node of the interactions)",
+        "3 input(s) are on no path and were left out: 'late' (the target reaches no output: 'x'), "
+        "'odd' (the target is no node of the interactions: 'A1'), 'none' (no target)",
+        "1 output(s) are on no path and were left out: "
+        "'q' (the regulator is no node of the interactions: 'q')",
     ]
     assert report.loc[report["table"] == "inputs", "kept"].tolist() == [True, False, False, False]
     with pytest.warns(GraphWarning):
-        graph = build(CHAIN, inputs, ["e", "q"], keep_unreached=True)
+        graph = build(CHAIN, inputs, ["e", "q"], keep_inputs=True, keep_outputs=True)
     assert graph.node_names_dict["input"] == list(inputs) and graph.node_names_dict["output"] == ["e", "q"]
     assert len(edges_of(graph, INTO)) == len(edges_of(graph, OUT_OF)) == 1
     with pytest.warns(GraphWarning, match="did you mean 'a' for 'A'"):

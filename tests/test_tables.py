@@ -285,6 +285,22 @@ def test_files_that_are_no_table_say_why(tmp_path, monkeypatch):
         read_table(path)
 
 
+def test_a_zstd_file_is_read(tmp_path):
+    zstandard = pytest.importorskip("zstandard")
+    path = tmp_path / "t.tsv.zst"
+    text = TEXT + "".join(f"r{k}\t{k}\t{k * k % 997}\n" for k in range(3000))
+    packed = zstandard.ZstdCompressor().compress(text.encode())
+    more = zstandard.ZstdCompressor().compress(b"last\t7\t8\n")
+    path.write_bytes(packed + more)
+    table = read_table(path)
+    assert table.columns.tolist() == ["a", "b"] and table.loc["s1"].tolist() == [1, 2]
+    assert len(table) == 3003 and table.loc["last"].tolist() == [7, 8]
+    for damaged in (packed[:-3], packed[: len(packed) // 2], packed[:30] + b"?" * 30 + packed[60:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"t\.tsv\.zst is compressed but damaged"):
+            read_table(path)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_encodings_that_name_themselves(tmp_path, encoding):
     path = tmp_path / "t.tsv"
@@ -443,6 +459,29 @@ def test_omnipath_columns_and_named_columns(files):
     assert data.graph.edge_weight_dict["function", "to", "function"].tolist() == [-1, -1]
     with pytest.raises(ValueError, match=r"edges\.tsv has no column 'tf' for the source, got 'regulator'"):
         load(files(edges=named), source="tf")
+
+
+def test_signor_columns_and_words(files):
+    rows = [row.split("\t") for row in PLAIN.strip("\n").split("\n")[1:]]
+    words = ["up-regulates", "down-regulates activity", "up-regulates quantity by expression", "unknown"]
+    words += ["down-regulates quantity by destabilization", "form complex"]
+    text = "ENTITYA\tENTITYB\tEFFECT\n" + "".join(
+        f"{u}\t{v}\t{word}\n" for (u, v), word in zip(rows, words, strict=True)
+    )
+    weights = load(files(edges=text)).graph.edge_weight_dict
+    found = {(u, v): sign for (u, v), sign in zip(rows, (1, -1, 1, 0, -1, 0), strict=True)}
+    for etype, kinds in zip(weights, (rows[2:4], rows[:2], rows[4:]), strict=True):
+        assert weights[etype].tolist() == [found[u, v] for u, v in kinds]
+
+
+@pytest.mark.parametrize(("name", "sign"), [("is_stimulation", 1), ("is_inhibition", -1)])
+def test_a_sign_column_of_true_and_false(files, name, sign):
+    rows = PLAIN.strip("\n").split("\n")[1:]
+    text = f"source\ttarget\t{name}\n" + "".join(
+        f"{row}\t{'FALSE' if k == 2 else 'TRUE'}\n" for k, row in enumerate(rows)
+    )
+    weights = load(files(edges=text), sign=name).graph.edge_weight_dict
+    assert weights["function", "to", "function"].tolist() == [0, sign]
 
 
 @pytest.mark.parametrize("typed", [True, False])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import gsnn
-from gsnn.app import completion_commands, model_commands
+from gsnn.app import build_command, completion_commands, model_commands
 from gsnn.app.user_errors import user_errors
 
 if TYPE_CHECKING:
@@ -195,6 +195,7 @@ def _summary(result: Result, out: Path, top: int) -> None:
 
 
 for command in (
+    build_command.build,
     completion_commands.complete,
     completion_commands.verify,
     model_commands.predict,

@@ -19,6 +19,9 @@ Outputs = Annotated[
     Path, typer.Option(help="Outputs: samples x output nodes; empty cells were not measured.")
 ]
 Nodes = Annotated[Path | None, typer.Option(help="Table node, type.")]
+Source = Annotated[str | None, typer.Option(help="Column of --edges with the sources.")]
+Target = Annotated[str | None, typer.Option(help="Column of --edges with the targets.")]
+Sign = Annotated[str | None, typer.Option(help="Column of --edges with the signs.")]
 Seed = Annotated[int, typer.Option(help="Fixes weights, batches and what is put aside.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of lines.")]
 
@@ -41,6 +44,9 @@ def complete(
         Path | None, typer.Option(help="Table source, target[, weight]: pairs to choose from.")
     ] = None,
     nodes: Nodes = None,
+    source: Source = None,
+    target: Target = None,
+    sign: Sign = None,
     seed: Seed = 0,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
     as_json: Json = False,
@@ -64,7 +70,7 @@ def complete(
         if out.exists() and (not out.is_dir() or any(path != checkpoint for path in out.iterdir())):
             raise FileExistsError(f"{out} is not empty; choose another folder")
         table = None if candidates is None else _pairs(candidates)
-        data = load_data(edges, x, y, nodes=nodes)
+        data = load_data(edges, x, y, nodes=nodes, source=source, target=target, sign=sign)
         out.mkdir(parents=True, exist_ok=True)
         found = completed(
             data.graph,
@@ -110,6 +116,9 @@ def verify(
     alpha: Annotated[float, typer.Option(help="Largest q-value of a verified edge.")] = 0.05,
     folds: Annotated[int, typer.Option(help="Parts of the samples, each judged by the others.")] = 2,
     nodes: Nodes = None,
+    source: Source = None,
+    target: Target = None,
+    sign: Sign = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -125,7 +134,7 @@ def verify(
 
         if not out.parent.is_dir():
             raise FileNotFoundError(f"there is no folder {out.parent} to write {out.name} to")
-        data = load_data(edges, x, y, nodes=nodes)
+        data = load_data(edges, x, y, nodes=nodes, source=source, target=target, sign=sign)
         pairs = _pairs(candidates)
         table = verified(
             load(model), data.graph, pairs, data.x, data.y, margin=margin, alpha=alpha, folds=folds, seed=seed

@@ -107,6 +107,9 @@ def check(
     nodes: Annotated[Path | None, typer.Option(help="Table node, type.")] = None,
     groups: Annotated[Path | None, typer.Option(help="Table sample, group.")] = None,
     group_column: Annotated[str | None, typer.Option(help="Which column of --groups.")] = None,
+    source: Annotated[str | None, typer.Option(help="Column of --edges with the sources.")] = None,
+    target: Annotated[str | None, typer.Option(help="Column of --edges with the targets.")] = None,
+    sign: Annotated[str | None, typer.Option(help="Column of --edges with the signs.")] = None,
     as_json: Json = False,
 ) -> None:
     """Check tables as gsnn run would, without training: sizes, gaps, and what the checks have to say.
@@ -118,7 +121,17 @@ def check(
         from gsnn.data.tables import load_data
         from gsnn.graph.container import EDGE_TYPES
 
-        data = load_data(edges, x, y, nodes=nodes, groups=groups, group_column=group_column)
+        data = load_data(
+            edges,
+            x,
+            y,
+            nodes=nodes,
+            groups=groups,
+            group_column=group_column,
+            source=source,
+            target=target,
+            sign=sign,
+        )
         settled = settle(data, Options(folds=0))
         names, index = data.graph.node_names_dict, data.graph.edge_index_dict
         said: dict[str, Any] = {

@@ -36,7 +36,8 @@ def build(
     min_confidence: float | None = None,
     max_hops: int | None = None,
     complexes: Literal["split", "keep"] = "split",
-    keep_unreached: bool = False,
+    keep_inputs: bool = False,
+    keep_outputs: bool = False,
     return_report: Literal[False] = False,
     warn: bool = True,
 ) -> HeteroGraph: ...
@@ -55,7 +56,8 @@ def build(
     min_confidence: float | None = None,
     max_hops: int | None = None,
     complexes: Literal["split", "keep"] = "split",
-    keep_unreached: bool = False,
+    keep_inputs: bool = False,
+    keep_outputs: bool = False,
     return_report: Literal[True],
     warn: bool = True,
 ) -> tuple[HeteroGraph, pd.DataFrame]: ...
@@ -73,7 +75,8 @@ def build(
     min_confidence: float | None = None,
     max_hops: int | None = None,
     complexes: Literal["split", "keep"] = "split",
-    keep_unreached: bool = False,
+    keep_inputs: bool = False,
+    keep_outputs: bool = False,
     return_report: bool = False,
     warn: bool = True,
 ) -> HeteroGraph | tuple[HeteroGraph, pd.DataFrame]:
@@ -108,8 +111,9 @@ def build(
         max_hops: longest path, in edges; None: any length.
         complexes: ``'split'`` gives each member of a complex (``COMPLEX:...`` in OmniPath) the interactions
             of the complex, ``'keep'`` makes the complex a node.
-        keep_unreached: keep inputs and outputs that are on no such path, as nodes without edges, so that the
-            columns of X and Y all have a node.
+        keep_inputs: keep inputs that are on no such path as nodes without edges, so that every column of X
+            has a node.
+        keep_outputs: keep such outputs, so that every column of Y has a node.
         return_report: also return the report.
         warn: whether to warn (:class:`gsnn.graph.GraphWarning`) of inputs and outputs that are on no path,
             and of words in the column of signs that are not understood.
@@ -151,9 +155,8 @@ def build(
         for node in nodes
         if node in near and node in far and (max_hops is None or near[node] + far[node] <= max_hops)
     }
-    for part, ends in ((rows, (0, 1)), (into, (1,)), (out_of, (0,))):
-        for row in part:
-            _judge(row, ends, nodes, kept, near, far, max_hops)
+    for row in (*rows, *into, *out_of):
+        _judge(row, nodes, kept, near, far, max_hops)
     everything = [*rows, *into, *out_of]
     if not kept:
         raise ValueError(_no_path(everything, max_hops))
@@ -161,8 +164,9 @@ def build(
         "input": _lost(input_names, into, "source"),
         "output": _lost(output_names, out_of, "target"),
     }
-    if warn and not keep_unreached:
-        _warn_of(lost, nodes)
+    keep = {"input": keep_inputs, "output": keep_outputs}
+    if warn:
+        _warn_of({kind: names for kind, names in lost.items() if not keep[kind]}, nodes)
     edges = [
         sorted(edge for edge in between if kept.issuperset(edge)),
         sorted(edge for edge in feeding if edge[1] in kept),
@@ -170,11 +174,11 @@ def build(
     ]
     names = {
         "function": sorted(kept),
-        "input": [name for name in input_names if keep_unreached or name not in lost["input"]],
-        "output": [name for name in output_names if keep_unreached or name not in lost["output"]],
+        "input": [name for name in input_names if keep_inputs or name not in lost["input"]],
+        "output": [name for name in output_names if keep_outputs or name not in lost["output"]],
     }
     signs = [between, feeding, measured] if signed or signed_in or signed_out else None
-    graph = _assembled(names, edges, signs, warn and keep_unreached)
+    graph = _assembled(names, edges, signs, warn)
     return (graph, _report(everything)) if return_report else graph
 
 
@@ -200,54 +204,65 @@ def _breadth_first(starts: set[str], following: Mapping[str, Sequence[str]]) -> 
     return found
 
 
+# Which ends of an edge are function nodes, and what they are to the row.
+_ENDS = {
+    "interactions": ((0, "source"), (1, "target")),
+    "inputs": ((1, "target"),),
+    "outputs": ((0, "regulator"),),
+}
+
+
 def _judge(
     row: Row,
-    ends: tuple[int, ...],
     nodes: set[str],
     kept: set[str],
     near: Mapping[str, int],
     far: Mapping[str, int],
     max_hops: int | None,
 ) -> None:
-    """Settle whether the graph has an edge of this row; ``ends`` are those of an edge that are functions."""
+    """Settle whether the graph has an edge of this row, and if not, why."""
     if not row.owned:
         return
-    row.kept = any(all(edge[end] in kept for end in ends) for edge in row.owned)
+    ends = _ENDS[row.table]
+    row.kept = any(all(edge[end] in kept for end, _ in ends) for edge in row.owned)
     if row.kept:
         return
-    first, last = row.owned[0][ends[0]], row.owned[0][ends[-1]]
-    if first not in nodes or last not in nodes:
-        row.reason = f"{first} is {_NO_NODE}"
+    (first, what_first), (last, what_last) = ((row.owned[0][end], what) for end, what in (ends[0], ends[-1]))
+    if first not in nodes:
+        row.reason = f"the {what_first} is {_NO_NODE}"
     elif first not in near:
-        row.reason = f"no input reaches {first}"
+        row.reason = f"no input reaches the {what_first}"
     elif last not in far:
-        row.reason = f"{last} reaches no output"
+        row.reason = f"the {what_last} reaches no output"
     else:
         row.reason = f"only on paths of more than {max_hops} edges"
 
 
-def _lost(names: Sequence[str], rows: Iterable[Row], side: str) -> dict[str, str]:
-    """The inputs or outputs that are on no path, each with the reason of its first row."""
+def _lost(names: Sequence[str], rows: Iterable[Row], side: str) -> dict[str, Row]:
+    """The inputs or outputs that are on no path, each with its first row."""
     found = {getattr(row, side) for row in rows if row.kept}
-    reasons: dict[str, str] = {}
+    first: dict[str, Row] = {}
     for row in rows:
-        reasons.setdefault(getattr(row, side), row.reason)
-    return {name: reasons[name] for name in names if name not in found}
+        first.setdefault(getattr(row, side), row)
+    return {name: first[name] for name in names if name not in found}
 
 
-def _said(lost: Mapping[str, str], nodes: set[str]) -> str:
-    strange = [why.removesuffix(f" is {_NO_NODE}") for why in lost.values() if why.endswith(_NO_NODE)]
-    return some_names((f"{name!r} ({why})" for name, why in lost.items()), str) + did_you_mean(strange, nodes)
-
-
-def _warn_of(lost: Mapping[str, Mapping[str, str]], nodes: set[str]) -> None:
+def _warn_of(lost: Mapping[str, Mapping[str, Row]], nodes: set[str]) -> None:
     for kind, names in lost.items():
-        if names:
-            warnings.warn(
-                f"{len(names)} {kind}(s) are on no path and were left out: {_said(names, nodes)}",
-                GraphWarning,
-                stacklevel=3,
-            )
+        if not names:
+            continue
+        partners = {name: row.target if kind == "input" else row.source for name, row in names.items()}
+        said = (
+            f"{name!r} ({row.reason}{f': {partners[name]!r}' if partners[name] else ''})"
+            for name, row in names.items()
+        )
+        strange = [partners[name] for name, row in names.items() if row.reason.endswith(_NO_NODE)]
+        warnings.warn(
+            f"{len(names)} {kind}(s) are on no path and were left out: {some_names(said, str)}"
+            f"{did_you_mean(strange, nodes)}",
+            GraphWarning,
+            stacklevel=3,
+        )
 
 
 def _no_path(rows: Iterable[Row], max_hops: int | None) -> str:
