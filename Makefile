@@ -3,8 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# The oldest Python that is supported, for the oldest versions of the dependencies.
+OLDEST_PYTHON ?= python3.10
+OLDEST := .venv-oldest
+# What PyTorch 2.4 says of its own code.
+OLDEST_WARNINGS := -W 'ignore:You are using .torch.load. with:FutureWarning' \
+	-W 'ignore:.torch.cpu.amp.autocast:FutureWarning'
 
-.PHONY: demo test scatter lint tutorials docs mutation bench clean
+.PHONY: demo test oldest scatter lint tutorials docs mutation bench wheel clean
 
 $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard gsnn/kernels/csrc/*.[ch])
 	$(PYTHON) -m venv $(VENV)
@@ -16,6 +22,18 @@ demo: $(STAMP)  ## train on an embedded simulated data set and rank the edges it
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto
+
+oldest: $(OLDEST)/.installed  ## the tests with the oldest supported version of every dependency
+	$(OLDEST)/bin/python -m pytest -n auto $(OLDEST_WARNINGS)
+
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt setup.py $(wildcard gsnn/kernels/csrc/*.[ch])
+	$(OLDEST_PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install -q -c constraints-oldest.txt -e '.[dev]'
+	touch $@
+
+wheel: $(STAMP)  ## dist/: a wheel for this platform, and the source distribution
+	$(BIN)/pip install -q build
+	$(BIN)/python -m build
 
 scatter: $(VENV)/.scatter  ## tests of the second backend of the sparse products
 	$(BIN)/python -m pytest -n auto -k scatter
@@ -52,4 +70,4 @@ bench: $(STAMP)
 	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
 
 clean:
-	rm -rf $(VENV) demo_out docs/_build docs/_generated
+	rm -rf $(VENV) $(OLDEST) build dist demo_out docs/_build docs/_generated

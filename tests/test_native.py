@@ -405,8 +405,7 @@ def test_a_gradient_with_a_lazy_sign_is_the_gradient():
 @needs_native
 def test_a_damaged_library_is_not_used(tmp_path, monkeypatch):
     (tmp_path / "csrc").mkdir()
-    suffix = native.sysconfig.get_config_var("EXT_SUFFIX")
-    (tmp_path / "csrc" / f"_blocks{suffix}").write_bytes(b"not a library")
+    (tmp_path / "csrc" / "_blocks.so").write_bytes(b"not a library")
     monkeypatch.setattr(native, "__file__", str(tmp_path / "compiled.py"))
     with pytest.warns(UserWarning, match="is not used"):
         assert native._load() == (None, 0)

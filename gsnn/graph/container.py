@@ -173,8 +173,8 @@ class HeteroGraph:
         fed = np.zeros(len(self._node_names["output"]), dtype=bool)
         fed[outputs[1]] = True
         # One search backwards from an extra node n that stands for all the outputs.
-        rows = np.concatenate([function[1], np.full(outputs.shape[1], n)])
-        cols = np.concatenate([function[0], outputs[0]])
+        rows = np.concatenate([function[1], np.full(outputs.shape[1], n)]).astype(np.int32)
+        cols = np.concatenate([function[0], outputs[0]]).astype(np.int32)  # wider ones fail in scipy < 1.12
         backwards = csr_array((np.ones(rows.size, dtype=np.int8), (rows, cols)), shape=(n + 1, n + 1))
         reaches = np.zeros(n + 1, dtype=bool)
         reaches[breadth_first_order(backwards, n, return_predecessors=False)] = True

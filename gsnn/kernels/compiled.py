@@ -12,7 +12,6 @@ import contextlib
 import ctypes
 import math
 import os
-import sysconfig
 import threading
 import warnings
 import weakref
@@ -37,6 +36,7 @@ LANES = 16
 _WORTH_A_THREAD = 2_000_000
 # Of `gsnn_version` in blocks.c: a library with other structures must not be called.
 _VERSION = 4
+_SUFFIXES = (".so", ".dll", ".pyd")
 _SHARES = 16
 _POOLED = 1 << 15  # elements
 _LINE = 64
@@ -85,9 +85,11 @@ class BlockArguments(ctypes.Structure):
 
 
 def _load() -> tuple[ctypes.CDLL | None, int]:
-    path = Path(__file__).resolve().parent / "csrc" / f"_blocks{sysconfig.get_config_var('EXT_SUFFIX')}"
-    if os.environ.get("GSNN_NATIVE") == "0" or not path.exists() or ctypes.sizeof(ctypes.c_void_p) != 8:
+    built = (Path(__file__).resolve().parent / "csrc").glob("_blocks*")
+    paths = [path for path in built if path.suffix in _SUFFIXES]
+    if os.environ.get("GSNN_NATIVE") == "0" or not paths or ctypes.sizeof(ctypes.c_void_p) != 8:
         return None, 0
+    path = max(paths, key=lambda path: path.stat().st_mtime)  # an older build may lie beside it
     try:
         library = ctypes.CDLL(str(path))
         current = library.gsnn_version() == _VERSION
