@@ -107,7 +107,9 @@ def _build(header: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> GSNN:
     )
     config = {**header["config"], "nonlin": _nonlin_class(header["config"]["nonlin"])}
     with torch.random.fork_rng(devices=[]):  # the constructor draws weights that are replaced at once
-        model = GSNN(graph.edge_index_dict, graph.node_names_dict, **config)
+        model = GSNN(
+            graph.edge_index_dict, graph.node_names_dict, edge_weight_dict=graph.edge_weight_dict, **config
+        )
     dtype = getattr(torch, str(header["dtype"]), None)
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"dtype must name a type of torch, got {header['dtype']!r}")

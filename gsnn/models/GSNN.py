@@ -1,6 +1,5 @@
 """The Graph Structured Neural Network (Evans et al. 2024, doi 10.1101/2024.02.28.582164)."""
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -17,9 +16,11 @@ from gsnn.graph.flat import channel_pattern, flat_edges, flat_masks
 from gsnn.kernels.bucketed import read_outputs
 from gsnn.kernels.plan import Plan
 from gsnn.kernels.scatter import ScatterPlan, check_backend
+from gsnn.models._recompute import recomputation
 from gsnn.models.growth import Growing
 from gsnn.models.norms import NORMS, NodeNorm
 from gsnn.models.ResBlock import NodeMLP, ResBlock, run_fused
+from gsnn.models.signs import bind, check_signs, signs_of_edges
 from gsnn.models.SparseLinear import INITS, SparseLinear
 
 AGGREGATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -60,6 +61,11 @@ class GSNN(Growing):
         affine: the norm learns one scale and shift per node.
         backend: ``bucketed`` or ``scatter``, how the sparse products are computed; the results are the
             same. See :mod:`gsnn.kernels.scatter` for when to use which.
+        edge_signs: ``free``, or ``respect``: the product of the weights along an edge has the edge's sign, so
+            that an output never falls when an input rises if all paths between them activate. The norm
+            must be ``none``, ``batch`` or ``groupbatch``. See :mod:`gsnn.models.signs`.
+        edge_weight_dict: the graph's weights, whose signs are those of the edges (0 for unknown); kept in
+            ``graph``.
 
     Attributes:
         graph: the checked :class:`gsnn.graph.container.HeteroGraph`.
@@ -106,11 +112,13 @@ class GSNN(Growing):
         learn_residual: bool = True,
         affine: bool = True,
         backend: str = "bucketed",
+        edge_signs: str = "free",
+        edge_weight_dict: Mapping[tuple[str, str, str], torch.Tensor] | None = None,
     ) -> None:
         channels, layers = whole("channels", channels), whole("layers", layers)
         node_mlp_hidden = whole("node_mlp_hidden", node_mlp_hidden)
         config = dict(locals())
-        for name in ("self", "edge_index_dict", "node_names_dict", "__class__"):
+        for name in ("self", "edge_index_dict", "node_names_dict", "edge_weight_dict", "__class__"):
             del config[name]
         super().__init__()
         within("dropout", dropout, "[0, 1)")
@@ -120,7 +128,8 @@ class GSNN(Growing):
         if not callable(nonlin) or isinstance(nonlin, torch.nn.Module):
             raise TypeError(f"nonlin must be a module class such as torch.nn.ELU, got {nonlin!r}")
         self.config = config
-        self.graph = HeteroGraph(edge_index_dict, node_names_dict, warn=False)
+        self.graph = HeteroGraph(edge_index_dict, node_names_dict, edge_weight_dict, warn=False)
+        check_signs(edge_signs, self.graph, norm, node_mlp, nonlin)
         self.channels = channels
         self.layers = layers
         self.norm = norm
@@ -170,6 +179,9 @@ class GSNN(Growing):
                 )
             )
         self.ResBlocks = torch.nn.ModuleList(blocks)
+        if edge_signs == "respect":
+            signs = signs_of_edges(self.graph, add_function_self_edges)
+            bind(blocks, signs, self.input_edge_mask, self.plan.in_edges, self.plan.out_edges)
 
     @property
     def E(self) -> int:
@@ -249,7 +261,7 @@ class GSNN(Growing):
                     plan,
                     node_rows,
                     use_reentrant=False,
-                    context_fn=partial(_recomputation, block),
+                    context_fn=partial(recomputation, block),
                 )
             else:
                 state = block(state, plan, node_rows)
@@ -325,7 +337,7 @@ class GSNN(Growing):
         dropped = 0
         for side in ("lin_in", "lin_out"):
             linears = list({id(getattr(b, side)): getattr(b, side) for b in self._blocks}.values())
-            keep = torch.stack([linear.values.abs() >= threshold for linear in linears]).any(0)
+            keep = torch.stack([linear.weights().abs() >= threshold for linear in linears]).any(0)
             for linear in linears:
                 linear.keep(keep)
             dropped += int((~keep).sum())
@@ -352,32 +364,6 @@ class GSNN(Growing):
             )
         result = AGGREGATIONS[agg](stacked)
         return {name: result[..., node, :] for node, name in enumerate(names)}
-
-
-def _recomputation(
-    block: ResBlock,
-) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
-    """Contexts of the forward pass and of its repetitions."""
-    return contextlib.nullcontext(), _Repeating(block)
-
-
-class _Repeating(contextlib.AbstractContextManager[None]):
-    """Keeps a recomputed forward pass from counting its batch again, and from leaving captures.
-
-    It may be entered any number of times, once for each backward pass.
-    """
-
-    def __init__(self, block: ResBlock) -> None:
-        self._block, self._mode = block, block.capture.mode
-
-    def __enter__(self) -> None:
-        self._block.norm.updates_statistics = False
-        self._found = self._block.capture.repeating(self._mode)
-        self._found.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self._found.__exit__(*error)
-        self._block.norm.updates_statistics = True
 
 
 def _traced() -> bool:

@@ -164,7 +164,7 @@ class ResBlock(CaptureNames, torch.nn.Module):
         return Weights(
             lin_in.table(),
             lin_in._parameters["bias"],
-            norm._parameters["weight"],
+            norm.scale(),
             norm._parameters["bias"],
             lin_out.table(),
             lin_out._parameters["bias"],

@@ -19,6 +19,7 @@ from gsnn.models.copies import check_alike, copied, with_parameters
 from gsnn.models.GSNN import GSNN
 from gsnn.models.norms import MOMENTUM
 from gsnn.models.ResBlock import ResBlock
+from gsnn.models.signs import bound, signs_of_parameters
 
 #: Values of the edge states that one pass without gradients holds at a time, 256 MiB in float32.
 _PASS_VALUES = 2**26
@@ -73,6 +74,7 @@ class SideBySide(torch.nn.Module):
         self._share_statistics()
         self._side: kernel.Side | None = None
         self._union: Plan | None = None
+        self._bound_to: list[torch.Tensor] | None = None
         self.n_inputs, self.n_outputs = (
             [len(model.graph.node_names_dict[kind]) for model in models] for kind in ("input", "output")
         )
@@ -135,7 +137,7 @@ class SideBySide(torch.nn.Module):
         for template in self._templates:
             template._apply(fn)
         self._share_statistics()
-        self._side = self._union = None
+        self._side = self._union = self._bound_to = None
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SideBySide":
@@ -271,12 +273,24 @@ class SideBySide(torch.nn.Module):
         norm = template._blocks[0].norm
         form = Form(template.channels, norm.dims, norm.centre)
         factors = self._factors(samples)
-        state, scale, mean = kernel.run_side_by_side(state, list(self.weights), side, form, samples, factors)
+        weights = [w if s is None else bound(w, s) for w, s in zip(self.weights, self._signs(), strict=True)]
+        state, scale, mean = kernel.run_side_by_side(state, weights, side, form, samples, factors)
         if scale is not None and mean is not None:
             self._update_statistics(scale, mean, samples)
         depth = template.layers**-0.5 if template.residual else 1.0
         columns = read_outputs(state, depth, union).split(self.n_outputs, dim=1)
         return [output[:size] for output, size in zip(columns, samples, strict=True)]
+
+    def _signs(self) -> list[torch.Tensor | None]:
+        """What each member's flat weights are bound to, in their order; None where they are free."""
+        if self._templates[0].config["edge_signs"] == "free":
+            return [None] * len(self)
+        if self._bound_to is None:
+            self._bound_to = [
+                torch.cat([sign.reshape(-1) for sign in signs_of_parameters(template)])
+                for template in self._templates
+            ]
+        return list(self._bound_to)
 
     def _prepared(self) -> tuple[kernel.Side, Plan]:
         """Where everything lies, and a plan of the union whose rows are those of the members in turn."""

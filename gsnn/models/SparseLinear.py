@@ -8,6 +8,7 @@ import torch
 
 from gsnn._checks import one_of
 from gsnn.kernels.scatter import Incidence, check_backend, incidence, spread
+from gsnn.models.signs import bound, turned
 
 
 def _uniform(values: torch.Tensor, bound: torch.Tensor | float) -> None:
@@ -81,6 +82,7 @@ class SparseLinear(torch.nn.Module):
         N, M: inputs and outputs.
         indices: (2, nnz) LongTensor.
         values: (nnz,) parameter aligned with ``indices``.
+        signs: None, or (nnz,) the sign that each weight is bound to; see :mod:`gsnn.models.signs`.
         bias: (M,) parameter or None.
 
     Raises:
@@ -91,6 +93,7 @@ class SparseLinear(torch.nn.Module):
     indices: torch.Tensor
     bias: torch.Tensor | None
     kept: torch.Tensor | None
+    signs: torch.Tensor | None
 
     def __init__(
         self,
@@ -123,6 +126,7 @@ class SparseLinear(torch.nn.Module):
         self.backend = backend
         self.register_buffer("indices", indices, persistent=False)
         self.register_buffer("kept", None)
+        self.register_buffer("signs", None, persistent=False)
         self.values = torch.nn.Parameter(torch.empty(indices.shape[1]))
         self.register_parameter("bias", torch.nn.Parameter(torch.zeros(self.M)) if bias else None)
         self._groups: list[_Group] | None = None
@@ -136,13 +140,20 @@ class SparseLinear(torch.nn.Module):
         fan_in = torch.bincount(columns, minlength=self.M)[columns].to(self.values.dtype)
         fan_out = torch.bincount(rows, minlength=self.N)[rows].to(self.values.dtype)
         INITS[self.init](self.values, fan_in, fan_out)
+        if self.signs is not None:
+            self.values.copy_(turned(self.values, self.signs))
         if self.bias is not None:
             self.bias.zero_()
 
+    def weights(self) -> torch.Tensor:
+        """(nnz,) the weights as they act: ``values``, 0 where one has not the sign that it is bound to."""
+        values, signs = self._parameters["values"], self._buffers["signs"]
+        assert values is not None
+        return values if signs is None else bound(values, signs)
+
     def table(self) -> torch.Tensor:
         """All weights of the unpruned pattern; pruned ones are 0."""
-        values, kept = self._parameters["values"], self._buffers["kept"]
-        assert values is not None
+        values, kept = self.weights(), self._buffers["kept"]
         if kept is None:
             return values
         return values.new_zeros(len(kept)).masked_scatter(kept, values)
@@ -154,6 +165,7 @@ class SparseLinear(torch.nn.Module):
             self.kept = torch.ones_like(mask)
         self.kept = self.kept.masked_scatter(self.kept, mask)
         self.indices = self.indices[:, mask]
+        self.signs = None if self.signs is None else self.signs[mask]
         self.values = torch.nn.Parameter(self.values[mask], requires_grad=self.values.requires_grad)
         self._groups = self._incidence = None
 
@@ -173,11 +185,11 @@ class SparseLinear(torch.nn.Module):
         """(N, B) -> (M, B)."""
         if self._groups is None:
             self._groups = _group_outputs(self.indices.cpu().numpy(), self.M)
-        result = rows.new_zeros(self.M, rows.shape[1])
+        result, values = rows.new_zeros(self.M, rows.shape[1]), self.weights()
         for group in self._groups:
             blocks, d_out, d_in = group.shape
             inputs = rows.index_select(0, group.inputs.to(rows.device)).view(blocks, d_in, -1)
-            weights = self.values.index_select(0, group.weights.to(rows.device)).view(blocks, d_out, d_in)
+            weights = values.index_select(0, group.weights.to(rows.device)).view(blocks, d_out, d_in)
             outputs = torch.from_numpy(group.outputs).to(rows.device)
             result = result.index_copy(0, outputs, torch.bmm(weights, inputs).flatten(0, 1))
         return result
@@ -187,7 +199,7 @@ class SparseLinear(torch.nn.Module):
         if self._incidence is None:
             self._incidence = incidence(self.indices[0], self.indices[1], self.N, self.M)
         where = self._incidence.to(rows.device)
-        return spread(rows, self.values.unsqueeze(1), where).squeeze(1)
+        return spread(rows, self.weights().unsqueeze(1), where).squeeze(1)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         """Take over the pruning of the saved layer before its values."""

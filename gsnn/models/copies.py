@@ -45,7 +45,12 @@ def check_alike(models: Sequence[Any]) -> None:
 def copied(model: GSNN) -> GSNN:
     """A model of its own, without captures or hooks."""
     with torch.random.fork_rng(devices=[]):  # the constructor draws weights that are replaced at once
-        new = GSNN(model.graph.edge_index_dict, model.graph.node_names_dict, **model.config)
+        new = GSNN(
+            model.graph.edge_index_dict,
+            model.graph.node_names_dict,
+            edge_weight_dict=model.graph.edge_weight_dict,
+            **model.config,
+        )
     param = next(model.parameters())
     new.to(param.device, param.dtype).load_state_dict(model.state_dict())
     new.checkpoint = model.checkpoint

@@ -16,6 +16,7 @@ import torch
 
 from gsnn.graph.container import EDGE_TYPES, HeteroGraph
 from gsnn.graph.edits import name_pairs
+from gsnn.models.signs import turned
 
 _BETWEEN = EDGE_TYPES[0]
 
@@ -41,11 +42,21 @@ class Growing(torch.nn.Module):
 
     @overload
     def grown(
-        self: Model, pairs: Iterable[tuple[str, str]], seed: int = 0, *, optimizer: None = None
+        self: Model,
+        pairs: Iterable[tuple[str, str]],
+        seed: int = 0,
+        *,
+        signs: Iterable[float] | None = None,
+        optimizer: None = None,
     ) -> Model: ...
     @overload
     def grown(
-        self: Model, pairs: Iterable[tuple[str, str]], seed: int = 0, *, optimizer: torch.optim.Optimizer
+        self: Model,
+        pairs: Iterable[tuple[str, str]],
+        seed: int = 0,
+        *,
+        signs: Iterable[float] | None = None,
+        optimizer: torch.optim.Optimizer,
     ) -> tuple[Model, torch.optim.Optimizer]: ...
 
     def grown(
@@ -53,6 +64,7 @@ class Growing(torch.nn.Module):
         pairs: Iterable[tuple[str, str]],
         seed: int = 0,
         *,
+        signs: Iterable[float] | None = None,
         optimizer: torch.optim.Optimizer | None = None,
     ) -> Model | tuple[Model, torch.optim.Optimizer]:
         """A new model on the graph with more function -> function edges, its outputs those of this one.
@@ -67,6 +79,8 @@ class Growing(torch.nn.Module):
         Args:
             pairs: names (source, target) of function nodes.
             seed: of a generator of its own that draws the new weights.
+            signs: one number per pair, its weight in the new graph; see ``HeteroGraph.with_edges``. A model
+                with ``edge_signs='respect'`` binds the new edges to them; without, they are free.
             optimizer: an optimizer of the model's parameters; then a new one of its class comes back too, for
                 the new model, with the options and the state of the old one and zeros for the new entries.
                 Parameters that are not the model's stay in it as they are.
@@ -78,10 +92,15 @@ class Growing(torch.nn.Module):
             TypeError: a pair that is not two names.
             ValueError: a name that is no function node, a self pair, an edge that exists or is given twice.
         """
-        graph = _larger_graph(self.graph, pairs)
+        graph = _larger_graph(self.graph, pairs, signs)
         old, new = (g.edge_index_dict[_BETWEEN].shape[1] for g in (self.graph, graph))
         with torch.random.fork_rng(devices=[]):  # the constructor draws weights that are replaced at once
-            larger = type(self)(graph.edge_index_dict, graph.node_names_dict, **self.config)
+            larger = type(self)(
+                graph.edge_index_dict,
+                graph.node_names_dict,
+                edge_weight_dict=graph.edge_weight_dict,
+                **self.config,
+            )
         param = next(self.parameters())
         larger.to(param.device, param.dtype)
         rng = torch.Generator().manual_seed(seed)
@@ -98,14 +117,16 @@ class Growing(torch.nn.Module):
         return larger, _grown_optimizer(optimizer, self, larger, old, new - old)
 
 
-def _larger_graph(graph: HeteroGraph, pairs: Iterable[tuple[str, str]]) -> HeteroGraph:
+def _larger_graph(
+    graph: HeteroGraph, pairs: Iterable[tuple[str, str]], signs: Iterable[float] | None
+) -> HeteroGraph:
     wanted = name_pairs(pairs)
     known = set(graph.node_names_dict["function"])
     for pair in wanted:
         for name in pair:
             if name not in known:
                 raise ValueError(f"pairs must name function nodes, got {name!r} in {pair!r}")
-    return graph.with_edges(wanted)
+    return graph.with_edges(wanted, signs)
 
 
 def _inserted(tensor: torch.Tensor, start: int, rows: torch.Tensor) -> torch.Tensor:
@@ -130,7 +151,11 @@ def _grown_state(
         lin_out: Any = block.lin_out
         if id(lin_out) not in drawn:  # blocks that share their weights share the new ones
             drawn[id(lin_out)] = bound * (2 * torch.rand(len(bound), generator=rng, dtype=torch.float64) - 1)
-        rows = {"lin_in": torch.zeros(len(bound)), "lin_out": drawn[id(lin_out)]}
+        new_out = drawn[id(lin_out)]
+        wider: Any = larger.ResBlocks[number]
+        if wider.lin_out.signs is not None:
+            new_out = turned(new_out, wider.lin_out.signs[n_old * channels :][: len(bound)].cpu())
+        rows = {"lin_in": torch.zeros(len(bound)), "lin_out": new_out}
         for side, linear in (("lin_in", lin_in), ("lin_out", lin_out)):
             name = f"ResBlocks.{number}.{side}."
             start = _start(linear, n_old * channels)

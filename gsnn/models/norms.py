@@ -11,6 +11,7 @@ import torch
 
 from gsnn.kernels.channels import EPS, standardize
 from gsnn.kernels.plan import Plan
+from gsnn.models.signs import bound
 
 #: Dimensions of (N, C, B) that a norm averages over.
 _DIMS = {"layer": (1,), "rms": (1,), "groupbatch": (1, 2), "batch": (2,)}
@@ -42,6 +43,7 @@ class NodeNorm(torch.nn.Module):
         self.kind = kind
         self.centre = kind != "rms"
         self.updates_statistics = True
+        self.positive = False  # whether a scale below 0 acts as 0; see gsnn.models.signs
         learnt = affine and kind != "none"
         self.register_parameter("weight", torch.nn.Parameter(torch.ones(n_nodes)) if learnt else None)
         self.register_parameter("bias", torch.nn.Parameter(torch.zeros(n_nodes)) if learnt else None)
@@ -60,13 +62,18 @@ class NodeNorm(torch.nn.Module):
         """Dimensions of (N, C, B) averaged over right now; None for a norm that averages nothing."""
         return None if self.over_batch and not self.training else _DIMS.get(self.kind)
 
+    def scale(self) -> torch.Tensor | None:
+        """(N,) the learnt scales as they act, or None."""
+        weight = self._parameters["weight"]
+        return bound(weight, torch.ones_like(weight)) if self.positive and weight is not None else weight
+
     def forward(self, z: torch.Tensor, plan: Plan) -> torch.Tensor:
         """(N, C, B) -> (N, C, B), nodes in plan order."""
         if self.kind == "none":
             return z
         weight, bias = (
             None if per_node is None else plan.to_nodes(per_node.view(-1, 1, 1))
-            for per_node in (self.weight, self.bias)
+            for per_node in (self.scale(), self.bias)
         )
         if self.dims is not None:
             result, scale, mean = standardize(z, weight, bias, self.dims, self.centre)

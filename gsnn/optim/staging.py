@@ -259,11 +259,16 @@ def reduced(model: GSNN, graph: HeteroGraph) -> GSNN:
         raise ValueError(f"graph must hold edges of the model only, got {len(lost)} others: {shown}")
     if len(mine) == len(place) and mine == list(place):
         return copy.deepcopy(model)
+    first = torch.tensor([place[edge] for edge in mine], dtype=torch.long)
+    weights = None if model.graph.edge_weight_dict is None else dict(model.graph.edge_weight_dict)
+    if weights is not None:
+        weights[EDGE_TYPES[0]] = weights[EDGE_TYPES[0]][first]
     with torch.random.fork_rng(devices=[]):
-        small = type(model)(graph.edge_index_dict, graph.node_names_dict, **model.config)
+        small = type(model)(
+            graph.edge_index_dict, graph.node_names_dict, edge_weight_dict=weights, **model.config
+        )
     param = next(model.parameters())
     small.to(param.device, param.dtype)
-    first = torch.tensor([place[edge] for edge in mine], dtype=torch.long)
     state = dict(model.state_dict())
     channels = model.channels
     for name, old in state.items():
