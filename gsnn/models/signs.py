@@ -13,9 +13,9 @@ As the residual connections and the scales of norms cannot be negative either, a
 input rises if all paths between them are, by the product of their signs, activating, and never rises if all
 are inhibiting: in eval mode, for every weight that the training may find.
 
-A weight on the wrong side acts as 0, and gets the gradient that it would have at 0, so that it comes back when
-it is wanted: projection at the time of use, as in dual averaging (Nesterov 2009) and BinaryConnect (Courbariaux
-et al. 2015). What acts is ``SparseLinear.weights()``; ``values`` are what the optimizer moves.
+A weight on the wrong side acts as 0, and gets the gradient that it would have at 0, so that it comes back
+when it is wanted: projection at the time of use, as in dual averaging (Nesterov 2009) and BinaryConnect
+(Courbariaux et al. 2015). What acts is ``SparseLinear.weights()``; ``values`` are what the optimizer moves.
 """
 
 from __future__ import annotations
