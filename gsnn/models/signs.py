@@ -21,14 +21,11 @@ when it is wanted: projection at the time of use, as in dual averaging (Nesterov
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
 from gsnn.graph.container import EDGE_TYPES, HeteroGraph
-
-if TYPE_CHECKING:
-    from gsnn.models.ResBlock import ResBlock
 
 EDGE_SIGNS = ("free", "respect")
 #: Norms that treat a node's channels one by one, or scale all of them alike without a look at the sample.
@@ -92,13 +89,13 @@ def signs_of_edges(graph: HeteroGraph, self_edges: bool) -> torch.Tensor:
 
 @torch.no_grad()
 def bind(
-    blocks: Iterable[ResBlock],
+    blocks: Iterable[Any],
     signs: torch.Tensor,
     from_input: torch.Tensor,
     in_edges: torch.Tensor,
     out_edges: torch.Tensor,
 ) -> None:
-    """Bind the linear maps of all blocks to ``signs`` (E,), and give their weights those signs.
+    """Bind the linear maps and norms of ResBlocks to ``signs`` (E,), and give their weights those signs.
 
     ``from_input`` (E,) says which edges leave an input; ``in_edges`` and ``out_edges`` are the flat edges of
     the weights of ``lin_in`` and ``lin_out``, C weights each.
