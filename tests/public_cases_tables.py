@@ -217,6 +217,11 @@ def annotated(w):
     return call(anndata.AnnData(np.ones((2, 1)), obs, pd.DataFrame(index=["y"])), "drug")
 
 
+add(
+    "gsnn.simulate.database",
+    DatabaseStudy=lambda w: call(*[pd.DataFrame()] * 5, ()),
+    database_study=lambda w: call(1),
+)
 add("gsnn.data.midas", read_midas=midas_file)
 add("gsnn.data.annotated", from_anndata=Case(annotated, needs="anndata"))
 add(

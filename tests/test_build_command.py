@@ -3,12 +3,14 @@
 import json
 import re
 import shlex
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+import gsnn
 from gsnn.app import build_command
 from gsnn.app.cli import app
 
@@ -178,3 +180,32 @@ def test_columns_can_be_named_in_check_complete_and_verify(tmp_path, monkeypatch
         more = options if command == "verify" else ()
         done = invoke(command, *tables, *more, *out, "--source", "tf")
         assert done.exit_code == 2 and "has no column 'tf' for the source" in done.stderr
+
+
+PAGE = Path(gsnn.__file__).resolve().parents[1] / "docs" / "database.md"
+
+
+def test_the_page_goes_to_a_report_in_two_commands_and_five_lines(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = PAGE.read_text(encoding="utf-8")
+    first, five = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[:2]
+    assert len([line for line in five.split("\n") if line]) == 5
+    scope = {}
+    exec(first, scope)
+    commands = re.findall(r"^gsnn (.*)$", re.search(r"```sh\n(.*?)```", text, re.DOTALL)[1], re.MULTILINE)
+    assert len(commands) == 2
+    for command, more in zip(commands, ([], ["--folds=2", "--epochs=2", "--quiet"]), strict=True):
+        done = invoke(*shlex.split(command), *more)  # shorter than by default, otherwise as printed
+        assert done.exit_code == 0, done.output
+        assert "warning" not in done.stderr
+    assert (tmp_path / "results" / "report.html").exists()
+    report = pd.read_csv("prior/report.tsv", sep="\t", keep_default_na=False)
+    study = scope["study"]
+    assert len(report) == len(study.interactions) + len(study.targets) + len(study.y.columns)
+    edges = set(
+        pd.read_csv("prior/edges.tsv", sep="\t")[["source", "target"]].itertuples(index=False, name=None)
+    )
+    exec(five, scope)
+    assert (tmp_path / "report" / "report.html").exists()
+    table = scope["graph"].to_edge_table()
+    assert edges == set(table[["source", "target"]].itertuples(index=False, name=None))

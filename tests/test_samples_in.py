@@ -199,6 +199,19 @@ def test_an_input_of_one_sample_gets_a_warning(study, tmp_path):
     assert len(data.warnings) == 1
 
 
+def test_a_graph_and_files(study, tmp_path):
+    graph, x, y = study
+    x.to_csv(tmp_path / "x.tsv", sep="\t")
+    y.to_csv(tmp_path / "y.tsv", sep="\t")
+    data = load_data(graph, tmp_path / "x.tsv", tmp_path / "y.tsv")
+    assert data.graph is graph
+    pd.testing.assert_frame_equal(data.x, x)
+    with pytest.raises(ValueError, match="nodes, source, target and sign are for a table of edges, got a gr"):
+        load_data(graph, tmp_path / "x.tsv", tmp_path / "y.tsv", sign="effect")
+    with pytest.raises(TypeError, match="data must have edge_index_dict"):
+        load_data([], tmp_path / "x.tsv", tmp_path / "y.tsv")
+
+
 def test_an_input_of_one_group_gets_a_warning(study):
     graph, x, y = study
     groups = pd.Series(["p", "p", "q", "q", "r", "r"], x.index)

@@ -48,7 +48,7 @@ class Data:
 
 
 def load_data(
-    edges: FilePath,
+    edges: Any,
     x: FilePath,
     y: FilePath,
     *,
@@ -62,8 +62,8 @@ def load_data(
     """Read and check everything that ``gsnn run`` works on.
 
     Args:
-        edges: table with the columns ``source``, ``target`` and, unless the node names of X and Y tell
-            inputs and outputs, ``etype``; see :func:`gsnn.graph.formats.from_tsv`.
+        edges: a graph, or a table with the columns ``source``, ``target`` and, unless the node names of X
+            and Y tell inputs and outputs, ``etype``; see :func:`gsnn.graph.formats.from_tsv`.
         x: samples in rows (first column: their names), one column per input node, complete.
         y: the same for output nodes; empty cells were not measured.
         nodes: optional table ``node, type`` that fixes the order of the nodes.
@@ -78,14 +78,18 @@ def load_data(
         ValueError: a table is malformed, or tables and graph do not fit together; the message names the
             file and the columns, nodes or samples at fault.
     """
-    for path in (edges, x, y, nodes, groups):
+    given = None if isinstance(edges, str | PathLike) else as_graph(edges)
+    if given is not None and any(name is not None for name in (nodes, source, target, sign)):
+        raise ValueError("nodes, source, target and sign are for a table of edges, got a graph")
+    for path in (None if given is not None else edges, x, y, nodes, groups):
         if path is not None and not Path(path).is_file():
             raise FileNotFoundError(f"no file {path}")
     xs, ys = read_table(x), read_table(y)
-    header = read_delimited(edges).header
     columns: dict[str, Any] = {"source": source, "target": target, "sign": sign}
     with _overheard() as said:
-        if "etype" in header or nodes is not None:
+        if given is not None:
+            graph = given
+        elif nodes is not None or "etype" in read_delimited(edges).header:
             graph = HeteroGraph.from_tsv(edges, nodes, **columns, measured=(str(y), list(ys.columns)))
         else:
             graph = _untyped_graph(edges, str(x), xs, str(y), ys, columns)
