@@ -45,6 +45,7 @@ MODULE_ARROWS = {
     "optim.cross_validation": BUILDERS,
     "optim.verify": BUILDERS,
     "train.side_by_side": {"models"},
+    "train.uncertainty": {"models", "stats"},  # makes its networks, and intervals of their errors
 }
 LOOSE = {"_checks", "_delimited", "_text", "_modes", "_progress"}
 CORE = {
