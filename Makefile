@@ -10,7 +10,7 @@ OLDEST := .venv-oldest
 OLDEST_WARNINGS := -W 'ignore:You are using .torch.load. with:FutureWarning' \
 	-W 'ignore:.torch.cpu.amp.autocast:FutureWarning'
 
-.PHONY: demo test oldest scatter lint tutorials docs mutation bench wheel clean
+.PHONY: demo test oldest scatter lint tutorials docs mutation kills sanitize bench wheel clean
 
 $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard gsnn/kernels/csrc/*.[ch])
 	$(PYTHON) -m venv $(VENV)
@@ -65,6 +65,9 @@ $(VENV)/.docs: $(STAMP)
 
 mutation: $(STAMP)  ## does the suite notice wrong changes? a seeded sample, about an hour
 	$(BIN)/python tests/mutate.py --workers 2 --sample 300 --seed 0 --least 85
+
+kills: $(STAMP)  ## fit, run, complete and verify killed 50 times each: do they go on to the same result?
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kills.py --out benchmarks/results/kills.csv
 
 bench: $(STAMP)
 	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done

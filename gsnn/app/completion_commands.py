@@ -67,7 +67,10 @@ def complete(
         if budget != "auto" and not budget.isdigit():
             raise ValueError(f"--budget must be an int of at least 0 or auto, got {budget!r}")
         checkpoint = out / ".checkpoint"
-        if out.exists() and (not out.is_dir() or any(path != checkpoint for path in out.iterdir())):
+        # With a checkpoint the files are those of this very run, stopped between the first and the last;
+        # names with a dot are what a killed process was writing.
+        full = out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir())
+        if (out.exists() and not out.is_dir()) or (full and not checkpoint.exists()):
             raise FileExistsError(f"{out} is not empty; choose another folder")
         table = None if candidates is None else _pairs(candidates)
         data = load_data(edges, x, y, nodes=nodes, source=source, target=target, sign=sign)
@@ -160,6 +163,19 @@ def verify(
 
 
 def _pairs(path: Path) -> Any:
+    """A table of candidates, its names as they are written (a gene may be called NA), weights as numbers."""
     import pandas as pd
 
-    return pd.read_csv(path, sep="," if path.suffix.lower() == ".csv" else "\t")
+    from gsnn.graph.interactions import read_table
+
+    table, found = read_table(path)
+    if "weight" in table.columns:
+        weight = pd.to_numeric(table["weight"], errors="coerce")
+        if weight.isna().any():
+            at = int(weight.isna().argmax())
+            raise ValueError(
+                f"{path} must have a number in each cell of the column weight, got {table['weight'][at]!r} "
+                f"in line {found.lines[at]}"
+            )
+        table["weight"] = weight
+    return table

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +32,10 @@ class RunFolder:
         """Whether there is an interrupted run."""
         return self.path.is_dir()
 
+    @property
+    def _record(self) -> Path:
+        return self.path / "run.json"
+
     def check_unfinished(self, run: str) -> None:
         """Clear up after a run that was stopped between its last file and its end.
 
@@ -38,11 +44,17 @@ class RunFolder:
 
         Raises:
             FinishedError: that is what happened; the checkpoint is gone now, the files are as they were.
+            FileExistsError: it happened to another run than this one, whose files would be lost.
         """
         try:
             before = json.loads((self.out / "metrics.json").read_text(encoding="utf-8"))["run"]
         except (OSError, ValueError, LookupError, TypeError):
             return
+        if self.exists() and before != run and not self._record.exists():
+            raise FileExistsError(
+                f"{self.out} holds another run, which is finished; choose another folder or use --force "
+                "--fresh (force=True, fresh=True)"
+            )
         if self.exists() and before == run:
             self.discard()
             raise FinishedError(
@@ -58,7 +70,12 @@ class RunFolder:
 
         Raises:
             ValueError: it is damaged or belongs to another run.
+            BlockingIOError: another process is at work in the folder.
         """
+        with _alone(self.out):
+            yield from self._work(run, fresh)
+
+    def _work(self, run: Mapping[str, Any], fresh: bool) -> Iterator[None]:
         self._begin(run, fresh)
         try:
             yield
@@ -69,10 +86,11 @@ class RunFolder:
         self.discard()
 
     def _begin(self, run: Mapping[str, Any], fresh: bool) -> None:
-        if fresh:
+        # Without a record nobody knows what pieces belong to: a process was killed while it cleared up.
+        if fresh or (self.exists() and not self._record.exists()):
             self.discard()
         way_out = "use --fresh (fresh=True)"
-        record = self.path / "run.json"
+        record = self._record
         if record.exists():
             try:
                 before = dict(json.loads(record.read_text(encoding="utf-8")))
@@ -100,6 +118,36 @@ class RunFolder:
         """Delete the folder, as the run is over."""
         if self.exists():
             shutil.rmtree(self.path)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, which the system takes back when the process ends, however it ends."""
+    if sys.platform == "win32":  # a folder cannot be locked there
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        if not _locked(handle):
+            raise BlockingIOError(
+                f"another process is at work in {folder}: wait for it, or choose another folder"
+            )
+        yield
+    finally:
+        os.close(handle)
+
+
+def _locked(handle: int) -> bool:
+    """Whether the lock is ours; also where the drive knows no locks, as some in networks."""
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def name_of(run: Mapping[str, Any]) -> str:
