@@ -18,6 +18,7 @@ _SHORT_NAMES = {
     "MagnitudeEdgeRegressor": "gsnn.optim.MagnitudeEdgeRegressor",
     "MagnitudeEdgeKGE": "gsnn.optim.MagnitudeEdgeKGE",
     "GSNNRegressor": "gsnn.estimator",
+    "suggest": "gsnn.estimator",
     "complete": "gsnn.optim.complete",
     "complete_cv": "gsnn.optim.complete",
     "verify": "gsnn.optim.verify",

@@ -11,13 +11,20 @@ import torch
 from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.metrics import r2_score
-from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit
 from sklearn.utils import check_consistent_length, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from gsnn._checks import whole
+from gsnn._checks import one_of, whole
 from gsnn.data.match import aligned, as_pair, as_weights, select_columns
-from gsnn.estimator.tables import graph_of, numeric_inputs, numeric_outputs, positions, text_columns
+from gsnn.estimator.stopping import choose_epochs
+from gsnn.estimator.tables import (
+    Samples,
+    graph_of,
+    numeric_inputs,
+    numeric_outputs,
+    positions,
+    text_columns,
+)
 from gsnn.graph.container import HeteroGraph
 from gsnn.graph.depth import default_layers
 from gsnn.models.GSNN import GSNN
@@ -48,7 +55,8 @@ class GSNNRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         norm: see :class:`gsnn.models.GSNN.GSNN`.
         share_layers: all blocks use the same weights.
         model_options: further arguments of GSNN, a dict.
-        epochs: by default about 2,000 steps, in 30 to 400 epochs.
+        epochs: by default about 2,000 steps, in 30 to 400 epochs; ``'auto'`` tries several lengths inside the
+            training samples, see :func:`gsnn.estimator.stopping.choose_epochs`, at several times the cost.
         batch_size, lr, weight_decay, patience, crit, schedule, standardize, restore_best, device: as
             :func:`gsnn.train.loop.fit` takes them; ``standardize`` is True here.
         validation: None, the share of the samples to put aside (groups stay whole), or ``(X_val, Y_val)``.
@@ -69,6 +77,7 @@ class GSNNRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         histories_: what each training saw, :class:`gsnn.train.history.History`.
         graph_: the graph.
         layers_, epochs_: as they were used.
+        epochs_choice_: with ``epochs='auto'`` what was tried and why this was chosen.
         n_features_in_, n_outputs_: columns of X and Y.
         feature_names_in_: names of X's columns, where it had names.
         output_names_: names of Y's columns, the order of predictions.
@@ -88,7 +97,7 @@ class GSNNRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         norm: str = "groupbatch",
         share_layers: bool = False,
         model_options: Mapping[str, Any] | None = None,
-        epochs: int | None = None,
+        epochs: int | str | None = None,
         batch_size: int = 64,
         lr: float = 3e-3,
         weight_decay: float = 1e-2,
@@ -159,29 +168,56 @@ class GSNNRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         calls = checked(self.callbacks)
         if self.checkpoint_path is not None and self.random_state is None:
             raise ValueError("checkpoint_path needs a random_state, as an unseeded fit cannot be repeated")
+        if isinstance(self.epochs, str):
+            one_of("epochs", self.epochs, ("auto",))
         rng = check_random_state(self.random_state)
         split_seed, *seeds = rng.randint(np.iinfo(np.int32).max, size=1 + n_members).tolist()
 
         table_x, table_y, found = self._read(X, self._one_of(Y, y))
-        layers = default_layers(found["graph_"]) if self.layers is None else self.layers
-        found["layers_"] = layers
-        models = [self._network(found["graph_"], layers, seed) for seed in seeds]
+        graph = found["graph_"]
+        layers = found["layers_"] = default_layers(graph) if self.layers is None else self.layers
+        models = [self._network(graph, layers, seed) for seed in seeds]
         xs, ys = as_pair(models[0], table_x, table_y, "X", "Y")
-        n = len(xs)
-        weight = None if sample_weight is None else as_weights(sample_weight, X, n).numpy()
-        labels = None if groups is None else np.asarray(aligned(groups, X, "groups"))
-        if labels is not None and labels.shape != (n,):
-            raise ValueError(f"groups must have the shape ({n},), one label a row, got {labels.shape}")
-        x, targets = table_x if issparse(table_x) else xs[:].numpy(), ys[:].numpy()
+        samples = Samples(
+            table_x if issparse(table_x) else xs[:].numpy(),
+            ys[:].numpy(),
+            None if sample_weight is None else as_weights(sample_weight, X, len(xs)).numpy(),
+            None if groups is None else np.asarray(aligned(groups, X, "groups")),
+        )
+        if samples.groups is not None and samples.groups.shape != (len(xs),):
+            shape = samples.groups.shape
+            raise ValueError(f"groups must have the shape ({len(xs)},), one label a row, got {shape}")
+        if samples.weight is not None:
+            samples = samples.take(np.flatnonzero(samples.weight > 0))
         aside = self.validation
         if aside is not None and not isinstance(aside, tuple):
-            train, held = _split(n, aside, labels, split_seed)
-            aside = x[held], targets[held]
-            x, targets, weight = x[train], targets[train], None if weight is None else weight[train]
+            samples, held = samples.split(aside, split_seed)
+            aside = held.x, held.y
         elif isinstance(aside, tuple) and len(aside) == 2:
             aside = self._validation_pair(*aside)
-        counted = x.shape[0] if weight is None else int((weight > 0).sum())
-        found["epochs_"] = default_epochs(counted, batch_size) if self.epochs is None else self.epochs
+        options = {
+            "batch_size": batch_size,
+            "lr": self.lr,
+            "weight_decay": self.weight_decay,
+            "crit": self.crit,
+            "schedule": self.schedule,
+            "standardize": self.standardize,
+            "device": self.device,
+        }
+        epochs = self.epochs
+        if epochs == "auto":
+            choice = choose_epochs(
+                lambda seed: self._network(graph, layers, seed),
+                samples.x,
+                samples.y,
+                groups=samples.groups,
+                sample_weight=samples.weight,
+                seed=split_seed,
+                verbose=self.verbose,
+                **options,
+            )
+            epochs, found["epochs_choice_"] = choice.epochs, choice
+        found["epochs_"] = default_epochs(len(samples), batch_size) if epochs is None else epochs
 
         def learnt(state: EpochState) -> None:
             """After the first epoch there is something to predict with, whatever happens later."""
@@ -190,24 +226,18 @@ class GSNNRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
         histories = fit_side_by_side(
             models,
-            [(x, targets)] * n_members,
+            [(samples.x, samples.y)] * n_members,
             seeds=seeds,
-            sample_weight=None if weight is None else [weight] * n_members,
+            sample_weight=None if samples.weight is None else [samples.weight] * n_members,
             validation=[aside] * n_members,
             epochs=found["epochs_"],
-            batch_size=batch_size,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
             patience=self.patience,
-            crit=self.crit,
-            schedule=self.schedule,
-            standardize=self.standardize,
             restore_best=self.restore_best,
-            device=self.device,
             callbacks=[learnt, *calls],
             verbose=self.verbose,
             checkpoint_path=self.checkpoint_path,
             checkpoint_every=self.checkpoint_every,
+            **options,
         )
         self._keep(found, models)
         self.histories_ = histories
@@ -345,11 +375,3 @@ class GSNNRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             message = f"X does not have valid feature names, but {who} was fitted with feature names"
             warnings.warn(message, UserWarning, stacklevel=3)
         return x[:, self._input_order]
-
-
-def _split(n: int, share: Any, groups: Any, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to train on and rows put aside, groups whole."""
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
-        raise ValueError(f"validation must be (X_val, Y_val) or a fraction in (0, 1), got {share!r}")
-    splitter = ShuffleSplit if groups is None else GroupShuffleSplit
-    return next(splitter(1, test_size=share, random_state=seed).split(np.zeros(n), groups=groups))

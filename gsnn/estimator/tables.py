@@ -3,13 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit
 from sklearn.utils import check_array
 
 from gsnn.data.match import is_frame
 from gsnn.graph.container import HeteroGraph, as_graph
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples to train on: x (n, N_in), y (n, N_out), and a weight and a group for each, or None."""
+
+    x: Any
+    y: np.ndarray
+    weight: np.ndarray | None
+    groups: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def take(self, rows: np.ndarray) -> Samples:
+        """Some of them."""
+        weight, groups = (None if values is None else values[rows] for values in (self.weight, self.groups))
+        return Samples(self.x[rows], self.y[rows], weight, groups)
+
+    def split(self, share: Any, seed: int) -> tuple[Samples, Samples]:
+        """Those to train on and a random ``share`` of the samples, or of their groups, put aside.
+
+        Raises:
+            ValueError: no share, or one that leaves nothing.
+        """
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
+            raise ValueError(f"validation must be (X_val, Y_val) or a fraction in (0, 1), got {share!r}")
+        splitter = ShuffleSplit if self.groups is None else GroupShuffleSplit
+        parts = splitter(1, test_size=share, random_state=seed).split(self.y, groups=self.groups)
+        train, held = next(parts)
+        return self.take(train), self.take(held)
 
 
 def text_columns(table: Any) -> list[str] | None:
