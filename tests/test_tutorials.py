@@ -15,6 +15,7 @@ NAMES = (
     "01_first_model",
     "02_your_own_tables",
     "03_simulating_data",
+    "04_from_a_database",
     "11_pathway_regularization",
     "13_post_hoc_edge_inference",
     "14_online_edge_inference",
