@@ -203,8 +203,13 @@ add(
     "gsnn.optim.complete",
     Completion=lambda w: call(w.graph, w.model, w.table, {0: 1.0}),
     complete=lambda w: call(w.graph, *w.frames, 2, checkpoint_path=w.folder / "complete.ck", **COMPLETE),
-    CrossValidation=lambda w: call(w.table, w.table, w.table),
-    complete_cv=lambda w: call(w.graph, *w.frames, [1], folds=2, draws=1, **COMPLETE),
+)
+add(
+    "gsnn.optim.cross_validation",
+    CrossValidation=lambda w: call(w.table, w.table, w.table, {0: np.eye(2)}, {0: np.ones((1, 2, 2))}),
+    complete_cv=lambda w: call(
+        w.graph, *w.frames, [1], folds=2, draws=1, checkpoint_path=w.folder / "cv.ck", **COMPLETE
+    ),
 )
 add(
     "gsnn.optim.edge_scores",
@@ -302,6 +307,26 @@ def samples(w):
     return Samples(w.x, w.y, torch.arange(24))
 
 
+def searches(w):
+    from gsnn.optim.search import Search
+
+    return [Search(w.graph, samples(w), SETTINGS, seed, "omp", None, None) for seed in (0, 1)]
+
+
+add(
+    "gsnn.optim.search",
+    Search=Case(
+        lambda w: call(w.graph, samples(w), SETTINGS, 0, "omp", None, None),
+        use=lambda search, w: (search.extend(1, 1), search.edges, search.describe()),
+    ),
+    Stages=Case(
+        lambda w: call(searches(w), SETTINGS, w.graph, checkpoint=w.folder / "stages.ck"),
+        changes=(0,),
+        use=lambda stages, w: stages.add(1),
+    ),
+    spend=Case(lambda w: call(2, 2, searches(w), SETTINGS, w.graph, verbose=False), changes=(2,)),
+)
+
 add(
     "gsnn.optim.staging",
     CompletionSettings=Case(
@@ -310,12 +335,15 @@ add(
     ),
     check_int=lambda w: call("k", 3, 1),
     Samples=Case(lambda w: call(**vars(samples(w))), use=lambda s, w: (s.take([0, 2]), s.scaled(w.scaling))),
+    checked=lambda w: call(2, 1, "omp", 0, {"channels": 2}),
+    outputs=lambda w: call(w.model, samples(w)),
     squared_errors=lambda w: call(w.model, samples(w)),
     loss=lambda w: call(w.model, samples(w)),
-    Stages=Case(
-        lambda w: call(w.graph, samples(w), SETTINGS, 0, w.scaling, "omp", None, None),
-        use=lambda stages, w: (stages.add(1), stages.edges),
+    train_together=Case(
+        lambda w: call(w.models, [samples(w)] * 2, [0, 1], SETTINGS, [1, 2], lr=0.01, schedule="cosine"),
+        changes=(0,),
     ),
+    reduced=lambda w: call(w.trained, w.graph.without_edges([sorted(w.kept.edges)[0]])),
     trained_anew=lambda w: call(w.graph, samples(w), w.scaling, SETTINGS, 0),
     stage_sizes=lambda w: call(7, 3),
 )

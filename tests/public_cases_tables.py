@@ -6,7 +6,9 @@ import pandas as pd
 import torch
 from public_registry import Case, add, call
 
+from gsnn.app.run_folder import RunFolder
 from gsnn.graph.container import EDGE_TYPES
+from gsnn.optim.cross_validation import CrossValidation
 
 add(
     "gsnn.graph.container",
@@ -22,7 +24,11 @@ add(
     ),
     as_graph=lambda w: call(w.graph),
 )
-add("gsnn.graph.depth", default_layers=lambda w: call(w.graph))
+add(
+    "gsnn.graph.depth",
+    default_layers=lambda w: call(w.graph),
+    unreached_outputs=lambda w: call(w.graph, 3),
+)
 
 
 def parts(w):
@@ -289,6 +295,7 @@ add(
 add(
     "gsnn.plot.training",
     learning_curve=Case(lambda w: call(w.history, ax=figure(w)), changes=("ax",)),
+    r2_by_edges=Case(lambda w: call(by_edges(), ax=figure(w)), changes=("ax",)),
     predicted_vs_measured=Case(lambda w: call(w.y, w.y + 0.1, ax=figure(w)), changes=("ax",)),
 )
 
@@ -342,6 +349,14 @@ add(
 # The main job.
 
 
+RANKING = {"rank": [1], "source": ["f0"], "target": ["f3"]}
+
+
+def by_edges():
+    ends = ("", "_low", "_high")
+    return pd.DataFrame({"budget": [0, 2], **{n + e: [0.1, 0.4] for n in ("r2", "random") for e in ends}})
+
+
 def predictions(w):
     y = w.frames[1].to_numpy()
     return {"mean": np.zeros_like(y), "ridge": y + 0.5, "mlp": y - 0.2, "gsnn": y + 0.1}
@@ -353,7 +368,7 @@ def splits(w):
 
 def without_seconds(found):
     metrics = {k: v for k, v in found.metrics.items() if k != "seconds"}
-    return metrics, found.edges, found.predictions, found.model, found.histories
+    return metrics, found.ranking, found.predictions, found.model, found.histories
 
 
 def use_folder(folder, w):
@@ -370,9 +385,10 @@ def write_arguments(w):
     return call(
         w.folder / "written",
         metrics=w.run_metrics,
-        edges=found,
+        ranking=found,
         predictions=w.frames[1],
         model=w.trained,
+        completed=None,
         figures={},
     )
 
@@ -380,7 +396,26 @@ def write_arguments(w):
 def page_arguments(w):
     from gsnn.app.candidates import rank_edges
 
-    return call(w.run_metrics, rank_edges(w.trained, w.small_data, verbose=False), {})
+    return call(w.run_metrics, rank_edges(w.trained, w.small_data, verbose=False), None, {})
+
+
+def spent(w):
+    """What completion is told of a run."""
+    folder = RunFolder(w.folder)
+    folder.path.mkdir(exist_ok=True)
+    return {"verbose": False, "unfinished": folder}
+
+
+def worth(w):
+    """Nested cross-validation without the networks."""
+    edges = pd.DataFrame({"src_func": ["f0"], "dst_func": ["f3"], "share": [0.5]})
+    return CrossValidation(pd.DataFrame({"budget": [1]}), edges, w.table, {}, {})
+
+
+def added(w):
+    columns = {"order": [1], "stage": [1], "src_func": ["f0"], "dst_func": ["f3"], "score": [1.0]}
+    columns |= {"verified": [True], "share": [0.5], "alternatives": [(("f1", "f3"),)]}
+    return pd.DataFrame(columns)
 
 
 def candidates_file(w):
@@ -405,7 +440,7 @@ add(
     rank_edges=lambda w: call(w.trained, w.small_data, verbose=False),
     n_pairs=lambda w: call(w.graph),
 )
-RUN = {"folds": 2, "channels": 2, "layers": 3, "epochs": 1, "quiet": True}
+RUN = {"complete": 0, "folds": 2, "channels": 2, "layers": 3, "epochs": 1, "quiet": True}
 add(
     "gsnn.app.cli",
     main=lambda w: call(False),
@@ -415,6 +450,23 @@ add(
     "gsnn.app.compare",
     make_splits=lambda w: call(w.frames[1], None, 3, 0),
     scores=lambda w: call(w.frames[1], splits(w), predictions(w)),
+)
+add(
+    "gsnn.app.completion",
+    Completed=Case(
+        lambda w: call(added(w), w.graph, w.model, worth(w), "", (16, 8)), use=lambda c, w: c.facts()
+    ),
+    budget_of=lambda w: call(w.small_data, w.options),
+    budgets_of=lambda w: call(20),
+    settings_of=lambda w: call(w.options),
+    put_aside=lambda w: call(w.small_data, 0),
+    nested=Case(
+        lambda w: call(w.small_data, w.options, splits(w), 1, {"ridge": predictions(w)["ridge"]}, **spent(w)),
+        slow=True,
+    ),
+    completed=Case(lambda w: call(w.small_data, w.options, 1, worth(w), **spent(w)), slow=True),
+    too_large=lambda w: call(w.small_data, w.options, added(w), 24),
+    as_text=lambda w: call(added(w)),
 )
 add(
     "gsnn.app.completion_commands",
@@ -439,7 +491,7 @@ add(
 )
 add(
     "gsnn.app.demo",
-    Demo=lambda w: call(None, 1, 1, 1, 0.5),
+    Demo=lambda w: call(None, 1, 1, 1),
     demo=Case(
         lambda w: call(w.folder / "demo", w.options, verbose=False),
         result=lambda found: (without_seconds(found.result), found.found),
@@ -459,6 +511,13 @@ def database_tables(w):
 
 add("gsnn.app.build_command", build=Case(database_tables, prints=True))
 add(
+    "gsnn.app.findings",
+    headline=lambda w: call(w.run_metrics),
+    verified=lambda w: call(w.run_metrics),
+    sufficiency=lambda w: call(w.run_metrics),
+    unreached=lambda w: call(w.run_metrics),
+)
+add(
     "gsnn.app.model_commands",
     predict=Case(lambda w: call(w.model_file, w.files["x"], w.folder / "yhat.csv"), prints=True),
     explain=Case(
@@ -474,11 +533,7 @@ add(
     long_predictions=lambda w: call(w.small_data, predictions(w), np.repeat([1, 2], 12)),
     write=write_arguments,
 )
-add(
-    "gsnn.app.report_html",
-    html_report=page_arguments,
-    simple_model_lead=lambda w: call(w.run_metrics),
-)
+add("gsnn.app.report_html", html_report=page_arguments)
 add("gsnn.app.run_folder", RunFolder=Case(lambda w: call(w.folder), use=use_folder))
 add(
     "gsnn.app.settings",
@@ -494,17 +549,20 @@ def inside(context):
         return None
 
 
+add(
+    "gsnn.app.training",
+    train_one=Case(
+        lambda w: call(w.models[0], w.small_data, w.options, np.arange(24), None, 0, False), changes=(0,)
+    ),
+)
 add("gsnn.app.user_errors", user_errors=Case(lambda w: call(), use=lambda c, w: inside(c), copies=False))
 add(
     "gsnn.app.workflow",
-    Result=lambda w: call({}, w.table, w.table, w.model, []),
+    Result=lambda w: call({}, w.table, w.table, w.model, [], None),
     run=Case(lambda w: call(w.small_data, w.folder / "out", w.options, verbose=False), once=True),
     threads_for=Case(lambda w: call(w.small_data, w.options), use=lambda c, w: inside(c), copies=False),
     identity=lambda w: call(w.small_data, w.options),
     check_out=lambda w: call(w.folder / "out", False),
     cross_validate=lambda w: call(w.small_data, w.options, splits(w), verbose=False),
-    train_one=Case(
-        lambda w: call(w.models[0], w.small_data, w.options, np.arange(20), np.arange(20, 24), 0, False),
-        changes=(0,),
-    ),
+    figures_of=lambda w: call(w.small_data, predictions(w), pd.DataFrame(RANKING), None, [], 3, []),
 )

@@ -231,7 +231,7 @@ class World:
 
     @cached_property
     def options(self):
-        return Options(folds=2, channels=2, layers=3, epochs=2, batch_size=12, device="cpu")
+        return Options(folds=2, channels=2, layers=3, epochs=2, batch_size=12, complete=0, device="cpu")
 
     @cached_property
     def trained(self):

@@ -18,7 +18,7 @@ from gsnn.app.cli import app
 from gsnn.app.demo import write_tables
 from gsnn.simulate.scenarios import converging_tiers
 
-QUICK = ["--folds", "2", "--channels", "2", "--epochs", "1"]
+QUICK = ["--folds", "2", "--channels", "2", "--epochs", "1", "--complete", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,8 @@ def test_run_prints_a_summary_and_writes_the_files(paths, tmp_path):
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     for method in ("mean", "ridge", "mlp", "gsnn"):
         assert f"{method:<7} {metrics['r2'][method]:>16.3f}" in done.stdout
-    first = pd.read_csv(tmp_path / "out" / "edges.csv").iloc[0]
+    assert "No edges were added to the graph: it was turned off." in done.stdout
+    first = pd.read_csv(tmp_path / "out" / "ranking.csv").iloc[0]
     assert f"1  {first['source']} -> {first['target']}" in done.stdout
     assert "do not read p_value" in done.stdout and "30 samples" in done.stdout
     assert "fold 1 of 2" in done.stderr
@@ -77,6 +78,7 @@ def test_every_option_arrives(paths, tmp_path):
         "weight_decay": 0.3,
         "batch_size": 9,
         "top": 4,
+        "complete": 0,
         "device": "cpu",
     }
     assert metrics["data"]["groups"] == 30
@@ -168,12 +170,15 @@ def test_warnings_are_one_line_each(paths, tmp_path):
 def test_demo_tells_how_many_hidden_edges_it_found(tmp_path, monkeypatch):
     from gsnn.app import demo
 
-    monkeypatch.setattr(demo, "DEMO_OPTIONS", demo.Options(folds=2, channels=2, epochs=1))
+    monkeypatch.setattr(demo, "DEMO_OPTIONS", demo.Options(folds=0, channels=2, epochs=1, complete=2))
+    monkeypatch.setattr("gsnn.app.completion.SEARCH_STEPS", {"base_steps": 4, "stage_steps": 4})
     done = invoke("demo", "--out", tmp_path)
     assert done.exit_code == 0, done.output
-    assert "16 true edges were hidden from the graph" in done.stdout
-    assert "of them are among the first 16 of 535 ranked pairs" in done.stdout
+    last = done.stdout.strip().splitlines()[-1]
+    assert last.startswith("R2 on test folds: ") and "Of the 16 true edges that were hidden, " in last
     assert (tmp_path / "data" / "X.tsv").exists() and (tmp_path / "edges.csv").exists()
+    assert "Edges that would repair the prediction, of 2 added (edges.csv):" in done.stdout
+    assert "On samples that it had not seen" in done.stdout and "recovered" not in done.stdout
 
 
 def test_version_and_help():

@@ -6,6 +6,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.colors import to_hex
@@ -87,6 +88,32 @@ def test_predicted_vs_measured_leaves_gaps_out():
 
 def test_predicted_vs_measured_of_constant_predictions():
     assert plot.predicted_vs_measured([1.0, 2.0], [1.5, 1.5]).get_title() == "2 measured values"
+
+
+def by_edges(**more):
+    values = {
+        "budget": [0, 5, 20],
+        "r2": [0.4, 0.6, 0.7],
+        "r2_low": [0.3, 0.5, 0.6],
+        "r2_high": [0.5, 0.8, 0.9],
+    }
+    random = {"random": [0.4, 0.4, 0.5], "random_low": [0.3, 0.3, 0.4], "random_high": [0.5, 0.5, 0.6]}
+    return pd.DataFrame(values | random | {"gain": [0, 0.2, 0.2], "gain_low": 0.0, "gain_high": 0.3} | more)
+
+
+def test_r2_by_edges():
+    ax = plot.r2_by_edges(by_edges(ridge=0.9, ridge_low=0.8, ridge_high=1.0, mlp=0.8))
+    assert labels(ax) == ["ridge", "MLP", "edges chosen", "random edges"]
+    chosen, random = ax.containers
+    np.testing.assert_array_equal(chosen[0].get_xydata(), [[0, 0.4], [5, 0.6], [20, 0.7]])
+    np.testing.assert_array_equal(random[0].get_ydata(), [0.4, 0.4, 0.5])
+    bars = [segment[:, 1] for segment in chosen[2][0].get_segments()]
+    np.testing.assert_allclose(bars, [[0.3, 0.5], [0.5, 0.8], [0.6, 0.9]])
+    levels = {line.get_label(): line.get_ydata()[0] for line in ax.lines if line.get_label() in labels(ax)}
+    assert levels == {"ridge": 0.9, "MLP": 0.8}
+    assert chosen[0].get_linestyle() != random[0].get_linestyle()
+    with pytest.raises(ValueError, match="table must have the columns budget, .*, got none named random_low"):
+        plot.r2_by_edges(by_edges().drop(columns="random_low"))
 
 
 def test_given_axes_are_used():

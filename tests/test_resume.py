@@ -29,7 +29,7 @@ from gsnn.simulate.scenarios import converging_tiers
 from gsnn.train import loop as train
 
 # 20 training samples make 2 steps and, on the other 20, 1 loss of the test fold: 3 losses an epoch.
-QUICK = Options(folds=2, channels=2, epochs=3, batch_size=16, dropout=0.3)
+QUICK = Options(folds=2, channels=2, epochs=3, batch_size=16, dropout=0.3, complete=0)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ class Interrupts:
 
 
 def assert_same_files(one, other):
-    for name in ("edges.csv", "predictions.csv", "figures/learning_curve.png"):
+    for name in ("ranking.csv", "predictions.csv", "figures/learning_curve.png"):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
     metrics = [json.loads((out / "metrics.json").read_text()) for out in (one, other)]
     for found in metrics:
@@ -123,7 +123,7 @@ def interrupt(data, out, monkeypatch, at=12, options=QUICK, **more):
 
 
 def test_checkpoints_every_twentieth_of_the_epochs(data, tmp_path, monkeypatch):
-    options = Options(folds=0, channels=2, epochs=60, batch_size=64)
+    options = Options(folds=0, channels=2, epochs=60, batch_size=64, complete=0)
     interrupt(data, tmp_path, monkeypatch, at=2 * 17, options=options)  # in epoch 17
     kept = tmp_path / ".checkpoint" / "fold1-fit.safetensors"
     assert len(load_file(kept)["losses"][0]) == 15
@@ -216,7 +216,20 @@ def words(paths, out, *more):
         "--out",
         str(out),
     ]
-    options = ["--folds", 2, "--channels", 2, "--epochs", 3, "--batch-size", 16, "--dropout", 0.3]
+    options = [
+        "--folds",
+        2,
+        "--channels",
+        2,
+        "--epochs",
+        3,
+        "--batch-size",
+        16,
+        "--dropout",
+        0.3,
+        "--complete",
+        0,
+    ]
     return [*given, *map(str, options), *more]
 
 
@@ -250,7 +263,7 @@ def test_fresh_from_the_command_line(paths, whole, tmp_path, monkeypatch):
 
 
 def test_an_interrupted_demo_begins_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(simulated, "DEMO_OPTIONS", Options(folds=2, channels=2, epochs=1))
+    monkeypatch.setattr(simulated, "DEMO_OPTIONS", Options(folds=2, channels=2, epochs=1, complete=0))
     with monkeypatch.context() as patch:
         Interrupts(patch, 12)
         done = CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--quiet"])

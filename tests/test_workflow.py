@@ -20,12 +20,14 @@ from gsnn.app.compare import METHODS
 from gsnn.app.demo import demo, write_tables
 from gsnn.app.report import before_reading, describe
 from gsnn.app.settings import Options, default_epochs, default_layers, new_model, settle
-from gsnn.app.workflow import run, train_one
+from gsnn.app.training import train_one
+from gsnn.app.workflow import run
 from gsnn.data.tables import Data, load_data
 from gsnn.graph import HeteroGraph
+from gsnn.graph.depth import unreached_outputs
 from gsnn.simulate.scenarios import converging_tiers
 
-QUICK = Options(folds=2, channels=2, epochs=2, batch_size=16)
+QUICK = Options(folds=2, channels=2, epochs=2, batch_size=16, complete=0)
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +50,13 @@ def test_all_files_are_there_and_nothing_else(finished):
     _, out = finished
     found = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
     assert found == [
-        "edges.csv",
         "figures/learning_curve.png",
         "figures/predicted_vs_measured.png",
         "figures/top_edges.png",
         "metrics.json",
         "model.safetensors",
         "predictions.csv",
+        "ranking.csv",
         "report.html",
     ]
     assert [p.name for p in out.parent.iterdir()] == ["b"]
@@ -67,7 +69,7 @@ def test_metrics(finished):
     assert set(metrics["r2"]) == set(METHODS) and metrics["r2"]["mean"] == 0.0
     assert metrics["data"]["samples"] == 40 and metrics["data"]["measured"] == 160
     assert metrics["settings"]["epochs"] == 2 and metrics["settings"]["layers"] == 4
-    assert "do not read p_value" in metrics["edges"]["caution"]
+    assert "do not read p_value" in metrics["ranking"]["caution"]
 
 
 def workflow_plain(metrics):
@@ -90,13 +92,13 @@ def test_predictions_are_out_of_fold_and_give_the_reported_r2(finished):
 
 def test_edges_are_the_pairs_that_the_graph_lacks(finished, paths):
     result, out = finished
-    table = pd.read_csv(out / "edges.csv")
+    table = pd.read_csv(out / "ranking.csv")
     graph = load(paths).graph
     names = graph.node_names_dict["function"]
     kept = {(names[i], names[j]) for i, j in graph.edge_index_dict["function", "to", "function"].T.tolist()}
     pairs = list(zip(table["source"], table["target"], strict=True))
     assert len(set(pairs)) == len(pairs) == len(names) * (len(names) - 1) - len(kept)
-    assert result.metrics["edges"]["pairs"] == result.metrics["edges"]["listed"] == len(pairs)
+    assert result.metrics["ranking"]["pairs"] == result.metrics["ranking"]["listed"] == len(pairs)
     assert not kept & set(pairs) and all(u != v for u, v in pairs)
     scored = table["score"].notna()
     assert table["rank"][scored].tolist() == list(range(1, scored.sum() + 1))
@@ -104,7 +106,7 @@ def test_edges_are_the_pairs_that_the_graph_lacks(finished, paths):
     assert table["score"].dropna().is_monotonic_decreasing
     assert list(table.columns) == ["rank", "source", "target", "score", "p_value", "q_value", "reason"]
     assert (table["reason"].notna() == ~scored).all()
-    counts = result.metrics["edges"]
+    counts = result.metrics["ranking"]
     assert counts["scored"] == scored.sum() < len(pairs)
     assert counts["not_scored"] == table["reason"].dropna().value_counts().to_dict()
     assert sum(counts["not_scored"].values()) + counts["scored"] == len(pairs)
@@ -181,7 +183,7 @@ def test_the_comparison_is_told_before_the_final_fit(paths, tmp_path, monkeypatc
         run(
             load(paths),
             tmp_path / "o",
-            Options(folds=2, channels=2, epochs=1),
+            Options(folds=2, channels=2, epochs=1, complete=0),
             verbose=False,
             told=told.append,
         )
@@ -211,7 +213,7 @@ def test_order_of_columns_and_rows_changes_nothing(finished, paths, tmp_path):
     other = run(load(paths, **changed), tmp_path / "out", QUICK, verbose=False)
     for method in METHODS:
         assert other.metrics["r2"][method] == result.metrics["r2"][method]
-    pd.testing.assert_frame_equal(other.edges, result.edges)
+    pd.testing.assert_frame_equal(other.ranking, result.ranking)
     key = ["sample", "output"]
     pd.testing.assert_frame_equal(
         other.predictions.sort_values(key, ignore_index=True),
@@ -239,7 +241,7 @@ def test_gaps_groups_and_one_split(paths, tmp_path):
     groups.to_csv(tmp_path / "g.tsv", sep="\t")
     data = load(paths, y=tmp_path / "y.tsv", groups=tmp_path / "g.tsv")
     for folds in (0, 5):
-        options = Options(folds=folds, channels=2, epochs=1)
+        options = Options(folds=folds, channels=2, epochs=1, complete=0)
         result = run(data, tmp_path / f"out{folds}", options, verbose=False)
         table = result.predictions.merge(groups.rename_axis("sample").reset_index())
         assert table.groupby("batch")["fold"].nunique().max() == 1
@@ -277,6 +279,7 @@ def test_a_failed_run_leaves_no_result(paths, tmp_path, monkeypatch):
         ({"folds": 1}, r"folds must be 0 \(one split\) or at least 2, got 1"),
         ({"folds": 41}, "folds must be at most the number of samples, 40, got 41"),
         ({"top": 0}, "top must be a positive int, got 0"),
+        ({"complete": -1}, "complete must be an int of at least 0, got -1"),
         ({"batch_size": 0}, "batch_size must be a positive int, got 0"),
         ({"layers": 1}, "layers must be at least 2, .* got 1"),
         ({"channels": 0}, "channels must be a positive int, got 0"),
@@ -327,10 +330,13 @@ def test_every_pair_of_a_graph_without_function_edges_is_a_candidate(paths, tmp_
     data = load(paths)
     x, y = data.x.iloc[:, :2].set_axis(["i", "k"], axis=1), data.y.iloc[:, :2].set_axis(["o", "p"], axis=1)
     bare = graph([], [(0, 0), (1, 1)], [(0, 0), (1, 1)], 2)
-    options = Options(folds=2, channels=2, epochs=1)
+    options = Options(folds=2, channels=2, epochs=1, complete=0)
     found = run(type(data)(bare, x, y, data.order), tmp_path / "out", options, verbose=False)
-    assert found.metrics["edges"]["pairs"] == 2
-    assert {*zip(found.edges["source"], found.edges["target"], strict=True)} == {("f0", "f1"), ("f1", "f0")}
+    assert found.metrics["ranking"]["pairs"] == 2
+    assert {*zip(found.ranking["source"], found.ranking["target"], strict=True)} == {
+        ("f0", "f1"),
+        ("f1", "f0"),
+    }
 
 
 def test_default_layers_let_every_signal_arrive():
@@ -343,21 +349,45 @@ def test_default_layers_let_every_signal_arrive():
     assert default_layers(graph(long, [(0, 0), (1, 0)], [(29, 0), (29, 1)], 30)) == 12
 
 
+def test_outputs_that_no_input_reaches():
+    """i -> f0 -> f1 -> f2 -> o; f3 -> p, and nothing feeds f3."""
+    cut = graph([(0, 1), (1, 2)], [(0, 0), (1, 1)], [(2, 0), (3, 1)], 4)
+    assert unreached_outputs(cut) == ["p"]
+    assert unreached_outputs(cut, 2) == ["p"]  # from k by f1 and f2
+    assert unreached_outputs(cut, 1) == ["o", "p"]
+    assert unreached_outputs(cut.with_edges([("f2", "f3")])) == []
+    assert unreached_outputs(cut.with_edges([("f2", "f3")]), 2) == ["p"]
+
+
 @pytest.mark.parametrize(("n", "expected"), [(56, 400), (400, 286), (1000, 125), (100_000, 30)])
 def test_default_epochs(n, expected):
     assert default_epochs(n, 64) == expected
 
 
-def test_demo_counts_hidden_edges(tmp_path):
-    found = demo(tmp_path, Options(folds=2, channels=3, epochs=2), verbose=False)
-    top = found.result.edges.head(16)
+def test_demo_counts_hidden_edges(tmp_path, monkeypatch):
+    monkeypatch.setattr("gsnn.app.completion.SEARCH_STEPS", {"base_steps": 60, "stage_steps": 16})
+    options = Options(folds=0, channels=3, epochs=12, lr=1e-2, complete=6)
+    found = demo(tmp_path, options, verbose=False)
     hidden = set(converging_tiers(12).held_out)
-    assert found.held_out == found.looked_at == 16
-    assert found.found == sum((u, v) in hidden for u, v in zip(top["source"], top["target"], strict=True))
-    assert found.chance == pytest.approx(16 * 16 / 535)
+    table = pd.read_csv(tmp_path / "edges.csv", keep_default_na=False)
+    assert found.held_out == len(hidden) == 16
+    hit = set()
+    for row in table[table["verified"].astype(str) == "True"].itertuples():
+        named = [(row.src_func, row.dst_func), *(e.split(" -> ") for e in row.alternatives.split("; ") if e)]
+        hit |= hidden & {tuple(edge) for edge in named}
+    assert found.verified == (table["verified"].astype(str) == "True").sum() > 0
+    assert found.found == len(hit) > 0
+    r2 = found.result.metrics["r2"]
+    assert found.said().startswith(
+        f"R2 on test folds: {r2['gsnn']:.2f} on the given graph, {r2['completed']:.2f} with edges added, "
+        f"{r2['ridge']:.2f} by ridge"
+    )
+    assert f"Of the 16 true edges that were hidden, {len(hit)} are among the" in found.said()
     assert {p.name for p in (tmp_path / "data").iterdir()} == {"edges.tsv", "nodes.tsv", "X.tsv", "Y.tsv"}
-    again = demo(tmp_path, Options(folds=2, channels=3, epochs=2), verbose=False)
-    pd.testing.assert_frame_equal(again.result.edges, found.result.edges)
+    again = demo(tmp_path, replace(options, complete=0), verbose=False)
+    pd.testing.assert_frame_equal(again.result.ranking, found.result.ranking)
+    assert (again.verified, again.found) == (0, 0) and "with edges added" not in again.said()
+    assert not (tmp_path / "edges.csv").exists()
 
 
 @pytest.mark.parametrize(("channels", "threads"), [(1, 1), (10**6, 3)])
@@ -382,6 +412,6 @@ def test_edges_are_ranked_on_what_a_user_gives_the_inferer(finished, paths):
     inferer.fit(loader, verbose=False)
     table = inferer.evaluate(layer_agg="max", score="partial")
     table = table[~table["has_edge"] & table["corr"].notna()].set_index(["src_func", "dst_func"])["corr"]
-    found = result.edges.dropna(subset="score").set_index(["source", "target"])["score"]
+    found = result.ranking.dropna(subset="score").set_index(["source", "target"])["score"]
     assert len(found) == len(table) > 10
     np.testing.assert_allclose(found, table.loc[found.index], rtol=1e-6)

@@ -16,6 +16,7 @@ from gsnn.app import build_command, completion_commands, model_commands
 from gsnn.app.user_errors import user_errors
 
 if TYPE_CHECKING:
+    from gsnn.app.completion import Completed
     from gsnn.app.workflow import Result
 
 app = typer.Typer(
@@ -37,7 +38,7 @@ def main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Graph Structured Neural Networks: train on a graph and two tables, and rank the missing edges."""
+    """Graph Structured Neural Networks: train on a graph and two tables, and complete the graph."""
     # numpy reads this when it is first imported. The MLP of the comparison is small: with several BLAS
     # threads it gains nothing, and beside other processes their waiting makes it ten times slower.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -76,7 +77,10 @@ def run(
     ] = None,
     weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = 1e-2,
     batch_size: Annotated[int, typer.Option(help="Samples per step.")] = 64,
-    top: Annotated[int, typer.Option(help="How many edges to draw and print.")] = 15,
+    top: Annotated[int, typer.Option(help="How many edges to print.")] = 15,
+    complete: Annotated[
+        int, typer.Option(help="At most how many edges to add to the graph at the end; 0: none.")
+    ] = 20,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default cpu.")] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace results in a folder that is not empty.")
@@ -86,12 +90,12 @@ def run(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars, no summary.")] = False,
 ) -> None:
-    """Train, compare with simple models by cross-validation, and rank the edges that the graph lacks.
+    """Train, compare with simple models by cross-validation, add the edges that would repair the prediction, and verify them.
 
-    Columns of X and Y are matched with the graph's nodes by name. Writes report.html, metrics.json,
-    edges.csv, predictions.csv, model.safetensors and figures/ to the folder --out. After an interruption
-    the same command goes on from the last checkpoint.
-    """
+    Columns of X and Y are matched with the graph's nodes by name. Writes report.html, metrics.json, edges.csv,
+    graph_completed.tsv, model_completed.safetensors, model.safetensors, predictions.csv, ranking.csv and
+    figures/ to the folder --out. After an interruption the same command goes on from the last checkpoint.
+    """  # noqa: E501 - its first line stands in the list of commands
     with user_errors(out):
         from gsnn.app import workflow
         from gsnn.app.run_folder import FinishedError
@@ -112,6 +116,7 @@ def run(
             weight_decay=weight_decay,
             batch_size=batch_size,
             top=top,
+            complete=complete,
             device=device,
         )
         data = load_data(
@@ -152,16 +157,11 @@ def demo(
         options = replace(simulated.DEMO_OPTIONS, seed=seed)
         found = simulated.demo(out, options, verbose=not quiet, told=_comparison)
     _summary(found.result, out, 5)
-    typer.echo(
-        f"\n{found.held_out} true edges were hidden from the graph. "
-        f"{found.found} of them are among the first {found.looked_at} of {len(found.result.edges)} ranked "
-        f"pairs; a random order would have {found.chance:.1f}."
-    )
+    typer.echo(f"\n{found.said()}")
 
 
 def _comparison(metrics: dict[str, Any]) -> None:
     from gsnn.app.report import before_reading
-    from gsnn.app.report_html import simple_model_lead
 
     sizes = metrics["data"]
     typer.echo(
@@ -176,22 +176,44 @@ def _comparison(metrics: dict[str, Any]) -> None:
         )
     for said in before_reading(metrics):
         typer.echo(f"\nNOTE: {said}")
-    if advice := simple_model_lead(metrics):
-        typer.echo(f"\n{advice}")
 
 
 def _summary(result: Result, out: Path, top: int) -> None:
+    from gsnn.app.findings import CAUTION, headline, sufficiency, unreached, verified
+
     metrics = result.metrics
-    edges = metrics["edges"]
-    lost = "; ".join(f"{n:,} {why}" for why, n in edges["not_scored"].items())
-    typer.echo(
-        f"\nBest candidates for missing edges, of {edges['pairs']:,} pairs (edges.csv; "
-        f"{edges['scored']:,} scored{'; ' + lost if lost else ''}):"
-    )
-    for row in result.edges[result.edges["rank"].notna()].head(top).itertuples():
-        typer.echo(f"  {row.rank:>3}  {row.source} -> {row.target}  score {row.score:.3f}")
-    typer.echo(f"\n{metrics['edges']['caution']}")
+    typer.echo(f"\n{headline(metrics)}\n\n{sufficiency(metrics)}")
+    if lost := unreached(metrics):
+        typer.echo(lost)
+    if result.completed is None:
+        typer.echo(f"\n{verified(metrics)}")
+        ranked = metrics["ranking"]
+        lost = "; ".join(f"{n:,} {why}" for why, n in ranked["not_scored"].items())
+        typer.echo(
+            f"Pairs that the graph may lack, of {ranked['pairs']:,} (ranking.csv; {ranked['scored']:,} "
+            f"scored{'; ' + lost if lost else ''}):"
+        )
+        for row in result.ranking[result.ranking["rank"].notna()].head(top).itertuples():
+            typer.echo(f"  {row.rank:>3}  {row.source} -> {row.target}  score {row.score:.3f}")
+        typer.echo(f"\n{ranked['caution']}")
+    else:
+        _added(result.completed, top)
+        typer.echo(f"\n{CAUTION}")
     typer.echo(f"\nWrote {out}/ in {metrics['seconds']} s; begin with {out}/report.html")
+
+
+def _added(completed: Completed, top: int) -> None:
+    """The edges that were added, those that hold first."""
+    from gsnn.app.completion import as_text
+
+    edges = as_text(completed.edges)
+    typer.echo(f"\nEdges that would repair the prediction, of {len(edges)} added (edges.csv):")
+    verified = edges["verified"].fillna(False).astype(bool)
+    for row in edges.loc[(~verified).sort_values(kind="stable").index].head(top).to_dict("records"):
+        tested = f"gain {row['gain']:.3f}  q {row['q_value']:.1e}  " if row["gain"] == row["gain"] else ""
+        mark = "verified" if tested and row["verified"] else ""
+        rest = f"  or {row['alternatives']}" if row["alternatives"] else ""
+        typer.echo(f"  {row['order']:>3}  {mark:<8}  {tested}{row['src_func']} -> {row['dst_func']}{rest}")
 
 
 for command in (

@@ -16,12 +16,23 @@ import pandas as pd
 import torch
 
 import gsnn
-from gsnn.app.compare import METHODS, Array
+from gsnn.app.compare import Array
+from gsnn.app.completion import Completed, as_text
 from gsnn.app.report_html import html_report
 from gsnn.data.tables import Data
 from gsnn.graph.container import EDGE_TYPES
 from gsnn.io import model as model_file
 from gsnn.models.GSNN import GSNN
+
+#: Files that not every run writes.
+_SOMETIMES = (
+    "edges.csv",
+    "graph_completed.tsv",
+    "model_completed.safetensors",
+    "figures/r2_by_edges.png",
+    "figures/added_edges.png",
+    "figures/top_edges.png",
+)
 
 
 def describe(data: Data) -> dict[str, Any]:
@@ -87,7 +98,7 @@ def long_predictions(data: Data, yhat: dict[str, Array], fold: np.ndarray) -> pd
             "output": np.tile(data.y.columns.to_numpy(), len(at)),
             "fold": np.repeat(fold[at], n_out),
             "measured": data.y.to_numpy()[at].ravel(),
-            **{method: yhat[method][at].ravel() for method in METHODS},
+            **{method: values[at].ravel() for method, values in yhat.items()},
         }
     )
 
@@ -96,14 +107,17 @@ def write(
     out: Path,
     *,
     metrics: dict[str, Any],
-    edges: pd.DataFrame,
+    ranking: pd.DataFrame,
     predictions: pd.DataFrame,
     model: GSNN,
+    completed: Completed | None,
     figures: Mapping[str, Callable[[], Any]],
     warnings: Sequence[str] = (),
     held_out: Sequence[tuple[str, str]] = (),
 ) -> None:
     """Write every file of a run beside ``out`` and then move it there; ``metrics.json`` comes last.
+
+    What an earlier run has left there and this one does not write is deleted.
 
     ``figures`` names the pictures; each function draws one in a new pyplot figure. ``warnings`` and
     ``held_out`` are for ``report.html``, see :func:`gsnn.app.report_html.html_report`.
@@ -113,21 +127,36 @@ def write(
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as tmp:
         build = Path(tmp)
         (build / "figures").mkdir()
-        edges.to_csv(build / "edges.csv", index=False, float_format="%.6g")
+        ranking.to_csv(build / "ranking.csv", index=False, float_format="%.6g")
         predictions.to_csv(build / "predictions.csv", index=False, float_format="%.8g")
         model_file.save(model, build / "model.safetensors", extra={"settings": metrics["settings"]})
+        edges = None if completed is None else as_text(completed.edges)
+        if completed is not None and edges is not None:
+            edges.to_csv(build / "edges.csv", index=False, float_format="%.6g")
+            table = completed.graph.to_edge_table()
+            table.to_csv(build / "graph_completed.tsv", sep="\t", index=False)
+            model_file.save(
+                completed.model,
+                build / "model_completed.safetensors",
+                extra={"settings": metrics["settings"]},
+            )
         for name, draw in figures.items():
             draw()
             plt.savefig(build / "figures" / f"{name}.png", dpi=150)
             plt.close()
         pictures = {name: (build / "figures" / f"{name}.png").read_bytes() for name in figures}
         first = before_reading(metrics)
-        text = html_report(metrics, edges, pictures, warnings=warnings, held_out=held_out, first=first)
+        text = html_report(
+            metrics, ranking, edges, pictures, warnings=warnings, held_out=held_out, first=first
+        )
         (build / "report.html").write_text(text, encoding="utf-8")
         last = build / "metrics.json"
         last.write_text(json.dumps(_plain(metrics), indent=2, allow_nan=False) + "\n")
         (out / "figures").mkdir(parents=True, exist_ok=True)
         (out / "metrics.json").unlink(missing_ok=True)
+        for name in _SOMETIMES:
+            if not (build / name).exists():
+                (out / name).unlink(missing_ok=True)
         for path in sorted(build.rglob("*"), key=lambda path: path == last):
             if path.is_file():
                 os.replace(path, out / path.relative_to(build))

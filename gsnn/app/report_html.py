@@ -14,17 +14,24 @@ from typing import Any
 
 import pandas as pd
 
+from gsnn.app.findings import CAUTION, headline, sufficiency, unreached, verified
+
 #: What the methods of the comparison are, for readers of the page.
 METHODS = {
     "mean": "mean of the training samples",
     "ridge": "ridge regression on all inputs",
     "mlp": "multilayer perceptron on all inputs",
-    "gsnn": "GSNN on the graph",
+    "gsnn": "GSNN on the given graph",
+    "completed": "GSNN on the graph with edges added, chosen without the test fold",
+    "random": "GSNN on the graph with as many random edges added",
 }
 CAPTIONS = {
     "predicted_vs_measured": "Predictions of the GSNN, each by a network that had not seen the sample.",
     "learning_curve": "Loss in standardised units. The test fold is watched, never acted upon.",
     "top_edges": "The top candidates in the graph.",
+    "r2_by_edges": "Edges chosen within each training fold, outputs in units of their standard deviation. "
+    "Bars: 95% intervals.",
+    "added_edges": "The added edges in the graph.",
 }
 _MOST_OUTPUTS = 300
 _EDGES = 30
@@ -47,6 +54,7 @@ td { overflow-wrap: anywhere; }
 .scroll table { margin: 0; }
 .bar { display: inline-block; width: 7rem; height: 0.7rem; background: #eee; }
 .bar i { display: block; height: 100%; background: #0072b2; }
+.lead { font-size: 1.15rem; }
 figure { margin: 1.2rem 0; }
 figure img { max-width: 100%; height: auto; }
 .pair { display: flex; flex-wrap: wrap; gap: 1rem 3rem; align-items: flex-start; }
@@ -57,7 +65,8 @@ figure img { max-width: 100%; height: auto; }
 
 def html_report(
     metrics: Mapping[str, Any],
-    edges: pd.DataFrame,
+    ranking: pd.DataFrame,
+    edges: pd.DataFrame | None,
     pictures: Mapping[str, bytes],
     *,
     warnings: Sequence[str] = (),
@@ -68,36 +77,39 @@ def html_report(
 
     Args:
         metrics: as in metrics.json; see :func:`gsnn.app.workflow.run`.
-        edges: as in edges.csv, best candidate first.
+        ranking: as in ranking.csv, best candidate first; shown where no edges were added.
+        edges: as in edges.csv; None where no edges were added.
         pictures: name -> the bytes of a PNG file.
         warnings: what the checks of the tables had to say.
         held_out: missing edges that are known to be true, as in a simulation; the table of edges says which.
         first: what must be known before anything else is read.
     """
     sizes, known = metrics["data"], {tuple(edge) for edge in held_out}
-    rows = max(_EDGES, metrics["settings"]["top"])
     n_edges = sum(sizes["edges"].values())
     left = {name: _figure(name, data) for name, data in pictures.items()}
-    graph = left.pop("top_edges", "")
+    graph = left.pop("added_edges", left.pop("top_edges", ""))
+    by_edges = left.pop("r2_by_edges", "")
+    last = _ranked(metrics, ranking, known) if edges is None else _added(metrics, edges, known)
+    lost = unreached(metrics)
     parts = [
         "<h1>Report of a gsnn run</h1>",
         f'<p class="small">{sizes["samples"]:,} samples, {sizes["input_nodes"]:,} inputs, '
         f"{sizes['function_nodes']:,} function nodes, {sizes['output_nodes']:,} outputs, "
         f"{n_edges:,} edges</p>",
         *(f'<p class="note"><b>{escape(said)}</b></p>' for said in first),
+        f'<p class="lead">{escape(headline(metrics))}</p>',
         _warned(warnings),
-        "<h2>How well it predicts</h2>",
+        "<h2>Does the graph suffice?</h2>",
+        f"<p>{escape(sufficiency(metrics))}</p>",
         _comparison(metrics),
-        f'<div class="pair">{"".join(left.values())}</div>',
-        "<h2>By output</h2>",
-        _by_output(metrics["r2_by_output"]),
-        "<h2>Edges that the graph may lack</h2>",
-        f'<p class="note"><b>Read this first.</b> {escape(metrics["edges"]["caution"])}</p>',
-        f'<p class="small">Score: {escape(metrics["edges"]["how"])}. The first {min(rows, len(edges))} of '
-        f"{metrics['edges']['pairs']:,} pairs of function nodes that are no edge; <code>edges.csv</code> has "
-        f"{len(edges):,}, of which {metrics['edges']['scored']:,} could be scored.{_unscored(metrics)}</p>",
-        _edges(edges.head(rows), known),
+        by_edges,
+        *last,
         graph,
+        "<h2>By output</h2>",
+        f'<p class="note">{escape(lost)}</p>' if lost else "",
+        _by_output(metrics["r2_by_output"]),
+        "<h2>How it was trained</h2>",
+        f'<div class="pair">{"".join(left.values())}</div>',
         "<h2>Settings, data and versions</h2>",
         '<div class="pair">',
         _pairs(metrics["settings"]),
@@ -110,30 +122,50 @@ def html_report(
             }
         ),
         "</div>",
-        '<p class="small">Beside this page: <code>metrics.json</code>, <code>predictions.csv</code>, '
-        "<code>edges.csv</code>, <code>model.safetensors</code> (read it with <code>gsnn.load</code>) and "
-        "<code>figures/</code>. Method: Evans et al. 2024, doi 10.1101/2024.02.28.582164.</p>",
+        f'<p class="small">Beside this page: {_FILES if edges is None else _FILES_ADDED + _FILES}. Read '
+        "models with <code>gsnn.load</code>. Method: Evans et al. 2024, doi 10.1101/2024.02.28.582164.</p>",
     ]
     return _PAGE.format(style=_STYLE, body="\n".join(part for part in parts if part))
 
 
-def _unscored(metrics: Mapping[str, Any]) -> str:
-    reasons = metrics["edges"]["not_scored"]
-    return (
-        f" Not scored: {escape('; '.join(f'{n:,} {why}' for why, n in reasons.items()))}." if reasons else ""
-    )
+_FILES = (
+    "<code>metrics.json</code>, <code>predictions.csv</code>, <code>ranking.csv</code> (all pairs of "
+    "function nodes that are no edge, ranked by the magnitude correlation, with its p-values), "
+    "<code>model.safetensors</code> and <code>figures/</code>"
+)
+_FILES_ADDED = (
+    "<code>edges.csv</code>, <code>graph_completed.tsv</code>, <code>model_completed.safetensors</code>, "
+)
 
 
-def simple_model_lead(metrics: Mapping[str, Any]) -> str:
-    """What it means where ridge regression or the MLP predicts clearly better; else nothing."""
-    ridge, mlp, gsnn = (_order(metrics["r2"][method]) for method in ("ridge", "mlp", "gsnn"))
-    lead = max(ridge, mlp) - gsnn
-    if not 0.05 < lead < math.inf:
-        return ""
-    return (
-        f"A simple model that sees every input does better by {lead:.2f}: a sign that the graph lacks edges, "
-        "or that the GSNN needs other settings."
-    )
+def _added(metrics: Mapping[str, Any], edges: pd.DataFrame, known: set[tuple[str, ...]]) -> list[str]:
+    """The section of the edges that were added."""
+    found = metrics["completion"]
+    return [
+        "<h2>Edges that would repair the prediction</h2>",
+        f"<p>{escape(verified(metrics))} The first is the one that was chosen first, from "
+        f"{found['chosen_from']:,} samples. Gain: the share of the loss that it takes away, with its 95% "
+        "interval. Folds: the share of the folds above whose own search chose it too.</p>",
+        f'<p class="note">{escape(CAUTION)}</p>',
+        _edges(edges, known),
+    ]
+
+
+def _ranked(metrics: Mapping[str, Any], ranking: pd.DataFrame, known: set[tuple[str, ...]]) -> list[str]:
+    """The section of the ranked pairs, where no edges were added."""
+    rows, facts = max(_EDGES, metrics["settings"]["top"]), metrics["ranking"]
+    reasons = facts["not_scored"]
+    lost = "; ".join(f"{n:,} {why}" for why, n in reasons.items())
+    return [
+        "<h2>Pairs that the graph may lack</h2>",
+        f"<p>{escape(verified(metrics))}</p>",
+        f'<p class="note"><b>Read this first.</b> {escape(facts["caution"])}</p>',
+        f'<p class="small">Score: {escape(facts["how"])}. The first {min(rows, len(ranking))} of '
+        f"{facts['pairs']:,} pairs of function nodes that are no edge; <code>ranking.csv</code> has "
+        f"{len(ranking):,}, of which {facts['scored']:,} could be scored."
+        f"{f' Not scored: {escape(lost)}.' if lost else ''}</p>",
+        _pairs_ranked(ranking.head(rows), known),
+    ]
 
 
 _PAGE = """<!DOCTYPE html>
@@ -187,12 +219,10 @@ def _comparison(metrics: Mapping[str, Any]) -> str:
         numbers=(2, 3, 4, 5, 6),
         strong=[row[0] == "gsnn" for row in rows],
     )
-    lead = simple_model_lead(metrics)
-    note = f'<p class="note">{escape(lead)}</p>' if lead else ""
     return (
         "<p>On test folds, pooled over samples and outputs. R2 is 1 for perfect predictions, 0 for the mean "
         "of the training samples. Standardised: each output in units of its standard deviation, so that none "
-        f"rules the sum.</p>{table}{note}"
+        f"rules the sum.</p>{table}"
     )
 
 
@@ -214,14 +244,36 @@ def _by_output(by_output: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _edges(edges: pd.DataFrame, known: set[tuple[str, ...]]) -> str:
-    head = ["rank", "source", "target", "score", "p", "q"] + (["known to be true"] if known else [])
+    head = ["", "source", "target", "gain", "95% interval", "q", "verified", "folds", "alternatives"]
     rows = []
-    columns = (edges[name].tolist() for name in ("rank", "source", "target", "score", "p_value", "q_value"))
-    for rank, source, target, score, *tests in zip(*columns, strict=True):
+    for row in edges.to_dict("records"):
+        low, high, q = (row[name] for name in ("gain_low", "gain_high", "q_value"))
+        tested = row["verified"] if isinstance(row["verified"], bool) else None
+        cells = [str(row["order"]), str(row["src_func"]), str(row["dst_func"]), _number(row["gain"])]
+        cells.append(f"{low:.3f} to {high:.3f}" if tested is not None else "–")
+        cells += [_number(q, ".1e"), {True: "✓", False: "", None: "–"}[tested], f"{row['share']:.0%}"]
+        cells.append(str(row["alternatives"]))
+        rows.append(cells + [_true(row["src_func"], row["dst_func"], known)] * bool(known))
+    return _table(
+        head + ["known to be true"] * bool(known),
+        rows,
+        numbers=(0, 3, 4, 5, 7),
+        strong=[row[6] == "✓" for row in rows],
+    )
+
+
+def _pairs_ranked(ranking: pd.DataFrame, known: set[tuple[str, ...]]) -> str:
+    head = ["rank", "source", "target", "score"] + ["known to be true"] * bool(known)
+    rows = []
+    columns = (ranking[name].tolist() for name in ("rank", "source", "target", "score"))
+    for rank, source, target, score in zip(*columns, strict=True):
         cells = [str(rank), str(source), str(target), _number(score)]
-        cells += ["< 1e-99" if v < 1e-99 else _number(v, ".1e") for v in tests]
-        rows.append(cells + ["✓" if (source, target) in known else ""] * bool(known))
-    return _table(head, rows, numbers=(0, 3, 4, 5))
+        rows.append(cells + [_true(source, target, known)] * bool(known))
+    return _table(head, rows, numbers=(0, 3))
+
+
+def _true(source: str, target: str, known: set[tuple[str, ...]]) -> str:
+    return "✓" if (source, target) in known else ""
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ import torch
 
 from gsnn._checks import whole
 from gsnn.data.tables import Data
+from gsnn.graph.container import HeteroGraph
 from gsnn.graph.depth import default_layers
 from gsnn.models.GSNN import GSNN
 from gsnn.train.defaults import default_epochs
@@ -15,7 +16,10 @@ from gsnn.train.defaults import default_epochs
 
 @dataclass(frozen=True)
 class Options:
-    """Settings of a run. ``layers`` and ``epochs`` follow from graph and data where they are None."""
+    """Settings of a run. ``layers`` and ``epochs`` follow from graph and data where they are None.
+
+    ``complete`` is the number of edges that are added to the graph at the end, 0 for none.
+    """
 
     folds: int = 5
     seed: int = 0
@@ -28,6 +32,7 @@ class Options:
     weight_decay: float = 1e-2
     batch_size: int = 64
     top: int = 15
+    complete: int = 20
     device: str | None = None
 
     def __post_init__(self) -> None:
@@ -35,6 +40,7 @@ class Options:
             raise ValueError(f"folds must be 0 (one split) or at least 2, got {self.folds}")
         for name in ("batch_size", "top"):
             whole(name, getattr(self, name))
+        whole("complete", self.complete, 0)
 
 
 def settle(data: Data, options: Options) -> Options:
@@ -58,14 +64,15 @@ def settle(data: Data, options: Options) -> Options:
     return options
 
 
-def new_model(data: Data, options: Options, seed: int) -> GSNN:
-    """An untrained GSNN on the graph of ``data``."""
+def new_model(data: Data, options: Options, seed: int, graph: HeteroGraph | None = None) -> GSNN:
+    """An untrained GSNN on the graph of ``data``, or on ``graph``."""
     assert options.layers is not None
+    graph = data.graph if graph is None else graph
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return GSNN(
-            data.graph.edge_index_dict,
-            data.graph.node_names_dict,
+            graph.edge_index_dict,
+            graph.node_names_dict,
             channels=options.channels,
             layers=options.layers,
             dropout=options.dropout,

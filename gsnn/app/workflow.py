@@ -1,7 +1,8 @@
 """The main job behind ``gsnn run`` and ``gsnn demo``: tables in; model, comparison and edges out.
 
 A GSNN is judged by cross-validation beside three simple models on the same splits, then trained on all
-samples; the magnitude edge inferer ranks the function -> function edges that the graph lacks.
+samples, and the magnitude edge inferer ranks the function -> function edges that the graph lacks. At the end
+the graph is completed: edges that would repair the prediction are added, judged and verified.
 """
 
 from __future__ import annotations
@@ -22,14 +23,18 @@ import torch
 from gsnn import plot
 from gsnn.app.candidates import CAUTION, SCORE, n_pairs, rank_edges
 from gsnn.app.compare import METHODS, Array, Split, make_splits, scores
+from gsnn.app.completion import Completed, budget_of, nested
+from gsnn.app.completion import completed as complete
 from gsnn.app.report import describe, long_predictions, write
 from gsnn.app.run_folder import RunFolder, name_of
 from gsnn.app.settings import Options, new_model, settle
+from gsnn.app.training import train_one
 from gsnn.data.tables import Data
+from gsnn.graph.depth import unreached_outputs
 from gsnn.models.GSNN import GSNN
 from gsnn.stats.baselines import baseline
 from gsnn.train.history import History
-from gsnn.train.loop import fit, predict
+from gsnn.train.loop import predict
 from gsnn.train.resume import describe_versions, graph_checksum, table_checksum, text_checksum
 
 _SHARED_WORK = 2**19  # edges x channels x samples of a step from which a second thread pays
@@ -37,13 +42,24 @@ _SHARED_WORK = 2**19  # edges x channels x samples of a step from which a second
 
 @dataclass(frozen=True)
 class Result:
-    """What a run found: ``metrics`` as in metrics.json, ``edges`` as in edges.csv, the final model."""
+    """What a run found.
+
+    Attributes:
+        metrics: as in metrics.json.
+        ranking: as in ranking.csv.
+        predictions: as in predictions.csv.
+        model: trained on the given graph with all samples.
+        histories: of the folds and of ``model``.
+        completed: the edges added, their verification, the completed graph and its model; None where the
+            graph was not completed, for which ``metrics["completion"]["skipped"]`` has the reason.
+    """
 
     metrics: dict[str, Any]
-    edges: pd.DataFrame
+    ranking: pd.DataFrame
     predictions: pd.DataFrame
     model: GSNN
     histories: list[History]
+    completed: Completed | None
 
 
 def run(
@@ -60,14 +76,15 @@ def run(
     """The whole job; writes ``out`` at the end, file by file, each in one step.
 
     Files: ``metrics.json`` (last, so that its presence means that all are there), ``report.html``,
-    ``edges.csv``, ``predictions.csv``, ``model.safetensors``, ``figures/*.png``.
+    ``ranking.csv``, ``predictions.csv``, ``model.safetensors``, ``figures/*.png``; where edges are added also
+    ``edges.csv``, ``graph_completed.tsv`` and ``model_completed.safetensors``.
 
     Until then ``out`` holds a folder ``.checkpoint`` with finished folds and the state of the fit that is
     running. After an interruption the same call goes on from there and gives the result that the
     uninterrupted run would have given, bit for bit on the same machine.
 
     Args:
-        force: write into a folder that is not empty. Files of the same names are replaced, others stay.
+        force: write into a folder that is not empty. Files of a run are replaced, others stay.
         fresh: forget what an interrupted run has left in ``out``, and begin anew.
         held_out: missing edges that are known to be true, as in a simulation; figure and report show them.
         told: called with sizes and scores as soon as the cross-validation is over, before the final fit.
@@ -101,16 +118,33 @@ def run(
             label = verbose and "all samples"
             state = unfinished.file("all")
             final = train_one(model, data, options, everything, None, options.seed, label, state)
-            edges = rank_edges(model, data, verbose=verbose)
+            ranking = rank_edges(model, data, verbose=verbose)
+            budget, skipped = budget_of(data, options)
+            completed = None
+            if budget:
+                worth = nested(
+                    data,
+                    options,
+                    splits,
+                    budget,
+                    {name: yhat[name] for name in ("ridge", "mlp")},
+                    verbose=verbose,
+                    unfinished=unfinished,
+                )
+                yhat["random"], yhat["completed"] = worth.controls[budget][0], worth.predictions[budget]
+                judged = scores(data.y, splits, yhat)
+                completed = complete(data, options, budget, worth, verbose=verbose, unfinished=unfinished)
         metrics = {
             **describe(data),
             "settings": asdict(options),
             **judged,
-            "edges": {
+            "unreached": unreached_outputs(data.graph, options.layers),
+            "completion": {"skipped": skipped} if completed is None else completed.facts(),
+            "ranking": {
                 "pairs": n_pairs(data.graph),
-                "listed": len(edges),
-                "scored": int(edges["rank"].notna().sum()),
-                "not_scored": {why: int(n) for why, n in edges["reason"].value_counts().items() if why},
+                "listed": len(ranking),
+                "scored": int(ranking["rank"].notna().sum()),
+                "not_scored": {why: int(n) for why, n in ranking["reason"].value_counts().items() if why},
                 "how": SCORE,
                 "caution": CAUTION,
             },
@@ -118,26 +152,43 @@ def run(
             "seconds": round(time.perf_counter() - start, 1),
         }
         predictions = long_predictions(data, yhat, fold)
-        top = list(
-            edges.loc[edges["rank"].notna(), ["source", "target"]]
-            .head(options.top)
-            .itertuples(index=False, name=None)
-        )
         write(
             out,
             metrics=metrics,
-            edges=edges,
+            ranking=ranking,
             predictions=predictions,
             model=model,
-            figures={
-                "learning_curve": lambda: plot.learning_curve(histories, val_label="test fold"),
-                "predicted_vs_measured": lambda: plot.predicted_vs_measured(data.y, yhat["gsnn"]),
-                "top_edges": lambda: plot.layered_graph(data.graph, inferred=top, held_out=held_out),
-            },
+            completed=completed,
+            figures=figures_of(data, yhat, ranking, completed, histories, options.top, held_out),
             warnings=data.warnings,
             held_out=held_out,
         )
-    return Result(metrics, edges, predictions, model, [*histories, final])
+    return Result(metrics, ranking, predictions, model, [*histories, final], completed)
+
+
+def figures_of(
+    data: Data,
+    yhat: dict[str, Array],
+    ranking: pd.DataFrame,
+    completed: Completed | None,
+    histories: Sequence[History],
+    top: int,
+    held_out: Sequence[tuple[str, str]],
+) -> dict[str, Callable[[], Any]]:
+    """Name -> what draws the figure. The graph shows the edges that were added, or else the best ranked."""
+    figures: dict[str, Callable[[], Any]] = {
+        "learning_curve": lambda: plot.learning_curve(histories, val_label="test fold"),
+        "predicted_vs_measured": lambda: plot.predicted_vs_measured(data.y, yhat["gsnn"]),
+    }
+    if completed is None:
+        best = ranking.loc[ranking["rank"].notna(), ["source", "target"]].head(top)
+        edges = list(best.itertuples(index=False, name=None))
+        figures["top_edges"] = lambda: plot.layered_graph(data.graph, inferred=edges, held_out=held_out)
+        return figures
+    added = list(completed.edges[["src_func", "dst_func"]].itertuples(index=False, name=None))
+    figures["r2_by_edges"] = lambda: plot.r2_by_edges(completed.nested.table)
+    figures["added_edges"] = lambda: plot.layered_graph(data.graph, inferred=added, held_out=held_out)
+    return figures
 
 
 @contextmanager
@@ -235,40 +286,3 @@ def _one_fold(
         "history": np.array([history.train_loss, history.val_loss, history.lr]),
     }
     return {name: torch.tensor(values, dtype=torch.float64) for name, values in found.items()}
-
-
-def train_one(
-    model: GSNN,
-    data: Data,
-    options: Options,
-    train: np.ndarray,
-    watch: np.ndarray | None,
-    seed: int,
-    verbose: bool | str,
-    state: Path | None = None,
-) -> History:
-    """Fit to the rows ``train``; the loss on the rows ``watch`` is recorded, never acted upon.
-
-    ``state`` is the file that an interrupted fit goes on from, written every twentieth of the epochs.
-    """
-    assert options.epochs is not None
-    x, y = data.x.to_numpy(), data.y.to_numpy()
-    if watch is not None and np.isnan(y[watch]).all():
-        watch = None
-    return fit(
-        model,
-        x[train],
-        y[train],
-        validation=None if watch is None else (x[watch], y[watch]),
-        restore_best=False,
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        lr=options.lr,
-        weight_decay=options.weight_decay,
-        standardize=True,
-        seed=seed,
-        device=options.device,
-        verbose=verbose,
-        checkpoint_path=state,
-        checkpoint_every=max(1, options.epochs // 20),
-    )

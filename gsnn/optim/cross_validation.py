@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,19 +11,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gsnn._checks import whole
-from gsnn._progress import ProgressBar
 from gsnn.data.scaling import Scaling
 from gsnn.graph.container import HeteroGraph, as_graph
 from gsnn.graph.depth import default_layers
 from gsnn.optim.candidates import pair_weights
 from gsnn.optim.edge_table import KeptEdges
-from gsnn.optim.search import Edge, Search, Stages
+from gsnn.optim.search import Edge, Search, spend
 from gsnn.optim.staging import (
     CompletionSettings,
     Samples,
     checked,
     outputs,
-    stage_sizes,
     train_together,
 )
 from gsnn.stats.baselines import Array, baseline
@@ -52,12 +49,14 @@ class CrossValidation:
     by_fold : R2 of each fold: `fold, budget, r2, random`
     predictions : budget -> (n, N_out) predictions in the units of y, by networks that had not seen the
         sample; NaN where no fold tests it
+    controls : budget -> those of each draw of random edges, (draws, n, N_out)
     """
 
     table: pd.DataFrame
     edges: pd.DataFrame
     by_fold: pd.DataFrame
     predictions: dict[int, Array]
+    controls: dict[int, Array]
 
 
 def complete_cv(
@@ -140,13 +139,17 @@ def complete_cv(
             Search(graph, part, settings, seed + fold, score, candidates, priors)
             for fold, part in enumerate(parts)
         ]
-        identity = {"stages": stages, "budget": most, "candidates": text_checksum(repr(weights.tolist()))}
-        work = Stages(searches, settings, graph, None, checkpoint, identity)
-        sizes = stage_sizes(most, stages)
-        with closing(ProgressBar(len(sizes), "stages", verbose, done=work.stage, leave=False)) as bar:
-            for size in sizes[work.stage :]:
-                work.add(size)
-                bar.update()
+        of = text_checksum(repr(weights.tolist()))
+        spend(
+            most,
+            stages,
+            searches,
+            settings,
+            graph,
+            verbose=verbose,
+            checkpoint=checkpoint,
+            candidates=of,
+        )
         chosen = [search.edges for search in searches]
     wanted = [  # fold, budget, draw from 1, or 0 for the chosen edges
         (fold, budget, draw)
@@ -181,11 +184,13 @@ def complete_cv(
         ]
     import pandas as pd
 
-    predictions = {}
+    predictions, controls = {}, {}
     for budget in numbers:
-        predictions[budget] = np.full((n, data.y.shape[1]), np.nan)
-        predictions[budget][data.rows.numpy()] = yhat[budget, 0]
-    return CrossValidation(pd.DataFrame(rows), _stability(chosen), pd.DataFrame(by_fold), predictions)
+        every = np.full((1 + draws, n, data.y.shape[1]), np.nan)
+        every[:, data.rows.numpy()] = [yhat[budget, draw if budget else 0] for draw in range(1 + draws)]
+        predictions[budget], controls[budget] = every[0], every[1:]
+    by_fold_table = pd.DataFrame(by_fold)
+    return CrossValidation(pd.DataFrame(rows), _stability(chosen), by_fold_table, predictions, controls)
 
 
 def _trained(

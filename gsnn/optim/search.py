@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from gsnn._progress import ProgressBar
 from gsnn.data.scaling import Scaling
 from gsnn.graph.container import HeteroGraph
 from gsnn.io import container
 from gsnn.optim.FirstOrderEdgeInferer import FirstOrderEdgeInferer
-from gsnn.optim.staging import CompletionSettings, Samples, loss, train_together
+from gsnn.optim.staging import CompletionSettings, Samples, loss, stage_sizes, train_together
 from gsnn.train.resume import check_same_run, describe_versions, graph_checksum, text_checksum
 
 KIND = "gsnn_completion"
@@ -172,6 +174,30 @@ class Stages:
             own = {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
             search.restore(kept["rows"], own, kept["ties"])
         return True
+
+
+def spend(
+    budget: int,
+    stages: int,
+    searches: Sequence[Search],
+    settings: CompletionSettings,
+    graph: HeteroGraph,
+    *,
+    verbose: bool,
+    checkpoint: Path | None = None,
+    candidates: str = "",
+) -> None:
+    """Let each search choose `budget` edges in at most so many `stages`.
+
+    `checkpoint` is a file to go on from, `candidates` a checksum of what may be chosen, for that file.
+    """
+    identity = {"stages": stages, "budget": budget, "candidates": candidates}
+    work = Stages(searches, settings, graph, None, checkpoint, identity)
+    sizes = stage_sizes(budget, stages)
+    with closing(ProgressBar(len(sizes), "stages", verbose, done=work.stage, leave=False)) as bar:
+        for size in sizes[work.stage :]:
+            work.add(size)
+            bar.update()
 
 
 def _checksum(values: Tensor) -> str:

@@ -8,7 +8,7 @@ from gsnn.plot.graphs import explanation, layered_graph
 from gsnn.plot.inference import held_out_ranks, precision_recall, roc, score_heatmap
 from gsnn.plot.pathways import pathway_activations
 from gsnn.plot.style import BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION
-from gsnn.plot.training import learning_curve, predicted_vs_measured
+from gsnn.plot.training import learning_curve, predicted_vs_measured, r2_by_edges
 
 __all__ = [
     "BLUE",
@@ -24,6 +24,7 @@ __all__ = [
     "pathway_activations",
     "precision_recall",
     "predicted_vs_measured",
+    "r2_by_edges",
     "roc",
     "score_heatmap",
 ]

@@ -1,4 +1,4 @@
-"""Pictures of training and predictions."""
+"""Pictures of training, predictions and what adding edges is worth."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gsnn.plot.style import BLUE, VERMILLION, axes_for, bare
+from gsnn.plot.style import BLUE, GREEN, GREY, ORANGE, VERMILLION, axes_for, bare
 from gsnn.train.history import History
 
 if TYPE_CHECKING:
@@ -74,5 +74,41 @@ def predicted_vs_measured(y: Any, yhat: Any, *, ax: Axes | None = None) -> Axes:
     spread = a.std() > 0 and b.std() > 0
     r = f", r = {np.corrcoef(a, b)[0, 1]:.2f}" if spread else ""
     ax.set(xlabel="measured", ylabel="predicted", title=f"{a.size:,} measured values{r}")
+    bare(ax)
+    return ax
+
+
+def r2_by_edges(table: Any, *, ax: Axes | None = None) -> Axes:
+    """Held-out R2 against the number of edges added, beside random edges and models without a graph.
+
+    ``table`` is that of :class:`gsnn.optim.cross_validation.CrossValidation`: chosen edges are solid and
+    random ones dashed, each with its 95% interval; every other model in it is a level line.
+
+    Raises:
+        ValueError: a column is missing.
+    """
+    needed = ["budget", *(name + end for name in ("r2", "random") for end in ("", "_low", "_high"))]
+    missing = [name for name in needed if name not in table.columns]
+    if missing:
+        raise ValueError(f"table must have the columns {', '.join(needed)}, got none named {missing[0]}")
+    ax = axes_for(ax, (5.4, 3.6))
+    at = np.asarray(table["budget"], dtype=float)
+    for name, colour, style, label in (
+        ("r2", VERMILLION, "o-", "edges chosen"),
+        ("random", GREY, "s--", "random edges"),
+    ):
+        value, low, high = (np.asarray(table[name + end], dtype=float) for end in ("", "_low", "_high"))
+        reach = np.maximum([value - low, high - value], 0.0)
+        ax.errorbar(at, value, reach, fmt=style, color=colour, ms=4, lw=1.6, capsize=3, label=label)
+    known = {*needed, "gain", "gain_low", "gain_high"}
+    others = [n for n in table.columns if n not in known and not n.endswith(("_low", "_high"))]
+    colours = (BLUE, GREEN, ORANGE)
+    for k, name in enumerate(others):
+        level = float(np.asarray(table[name])[0])
+        line = ax.axhline(level, color=colours[k % 3], lw=1.2, ls=(":", "-.")[k % 2])
+        line.set_label(name.upper() if name == "mlp" else name)
+    ax.set(xlabel="edges added to the graph", ylabel="R2 on test folds", title="What adding edges is worth")
+    ax.set_xticks(at)
+    ax.legend(frameon=False, fontsize="small")
     bare(ax)
     return ax
