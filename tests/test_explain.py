@@ -115,14 +115,25 @@ def test_columns_are_matched_by_name_and_rows_keep_theirs(x):
 def test_the_average_is_sorted_by_magnitude(x):
     each = attribute(small_model(), x, "o1", of="edges", per_sample=True)
     table = attribute(small_model(), x, "o1", of="edges")
-    assert list(table.columns) == ["source", "target", "score", "magnitude"]
+    assert list(table.columns) == ["source", "target", "score", "magnitude", "spread"]
     assert (np.diff(table["magnitude"]) <= 0).all()
     for row in table.itertuples():
         column = each[(row.source, row.target)]
         assert row.score == pytest.approx(column.mean())
         assert row.magnitude == pytest.approx(column.abs().mean())
+        assert row.spread == pytest.approx(column.std(ddof=0))
     unreached = table[(table["target"] == "o0") | (table["source"] == "b")]
     assert (unreached["magnitude"] == 0).all()
+
+
+def test_a_constant_has_a_magnitude_and_no_spread(x):
+    """Nobody feeds e, so that e -> d carries its biases only, and a linear network adds that up apart."""
+    table = attribute(small_model(nonlin=torch.nn.Identity), x, "o1", of="edges").set_index(
+        ["source", "target"]
+    )
+    assert table.loc[("e", "d"), "magnitude"] > 1e-3
+    assert table.loc[("e", "d"), "spread"] < 1e-9
+    assert table.loc[("c", "d"), "spread"] > 1e-3
 
 
 def test_with_a_target_the_squared_error_is_explained(x):
@@ -203,6 +214,8 @@ def test_the_planted_path_comes_first_and_permuted_weights_lose_it(planted):
         edges = attribute(model, x, "y", method=method, of="edges")
         proper = edges[edges["source"] != edges["target"]].head(4)
         assert set(zip(proper["source"], proper["target"], strict=True)) == PATH
+        moving = edges[edges["source"] != edges["target"]].nlargest(4, "spread")
+        assert set(zip(moving["source"], moving["target"], strict=True)) == PATH
 
     def lead(network):
         table = attribute(network, x, "y").set_index("name")["magnitude"]

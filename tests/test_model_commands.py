@@ -98,7 +98,7 @@ def test_explain_writes_scores_and_a_picture(demo):
     x = pd.read_csv("demo_out/data/X.tsv", sep="\t", index_col=0)
     want = attribute(load("demo_out/model.safetensors"), x, "o3", of="edges")
     found = pd.read_csv("why.tsv", sep="\t")
-    assert list(found.columns) == ["source", "target", "score", "magnitude"]
+    assert list(found.columns) == ["source", "target", "score", "magnitude", "spread"]
     np.testing.assert_allclose(found["score"], want["score"], rtol=1e-5, atol=1e-9)
     assert (demo / "why.png").read_bytes().startswith(b"\x89PNG")
     done = invoke(*words, "--of", "edges", "--per-sample", "--out", "each.csv")

@@ -64,7 +64,9 @@ def attribute(
 
     Returns:
         By default one row per name, largest magnitude first: ``name`` (for edges ``source``, ``target``),
-        ``score``, the mean over samples, and ``magnitude``, the mean of the absolute values. With
+        ``score``, the mean over samples, ``magnitude``, the mean of the absolute values, and ``spread``, the
+        standard deviation. Nodes and edges carry constants, too (biases), which have a magnitude in every
+        sample; what carries the differences between samples is what has a spread. With
         ``per_sample`` a table (B, n), columns named likewise. ``attrs['completeness']`` of integrated
         gradients holds ``error``, the root mean square of (sum of the scores - difference of the
         predictions) relative to that of the difference, and ``steps``.
@@ -256,7 +258,12 @@ def _table(scores: Tensor, names: list[Any], rows: Any, per_sample: bool) -> pd.
         {"source": [u for u, _ in names], "target": [v for _, v in names]} if pairs else {"name": list(names)}
     )
     table = pd.DataFrame(
-        {**labels, "score": scores.mean(0).numpy(), "magnitude": scores.abs().mean(0).numpy()}
+        {
+            **labels,
+            "score": scores.mean(0).numpy(),
+            "magnitude": scores.abs().mean(0).numpy(),
+            "spread": scores.std(0, correction=0).numpy(),
+        }
     )
     order = table["magnitude"].to_numpy().argsort(kind="stable")[::-1]
     return table.iloc[order].reset_index(drop=True)
