@@ -6,8 +6,8 @@ is explained. `input_first` says whether the planted input ranks first, `path_fi
 edges are the four of largest magnitude, `moving_first` the four of largest spread over samples (edges that
 carry constants have none), `path_share` and `moving_share` how many of them are. In `permuted` the entries of
 every weight tensor are shuffled, and a good explanation finds nothing (Adebayo et al. 2018, arXiv
-1810.03292): chance is 1/8 for the input, about 0 for the path. `completeness` is the relative error of the sum
-of the scores.
+1810.03292): chance is 1/8 for the input, about 0 for the path. `completeness` is the relative error of the
+sum of the scores.
 
 Fidelity: the subgraph of the planted path's size, and on cno_hepatocyte5 of a tenth of the edges, for three
 outputs; beside random sets of as many edges (`random`, mean of 20, and `random_best`), and for permuted
