@@ -27,8 +27,10 @@ SETUP = """
 import sys
 sys.path.insert(0, {here!r})
 import torch
+from gsnn import kernels
 from _networks import random_model
 from step import step
+kernels.use({kernel!r})
 model = random_model({n}, {edges}, {channels}, {layers})
 parameters = list(model.parameters())
 generator = torch.Generator().manual_seed(0)
@@ -44,7 +46,7 @@ STEP = """
 """
 
 
-def instructions(size: tuple[int, int, int, int, int], steps: int) -> int:
+def instructions(size: tuple[int, int, int, int, int], steps: int, kernel: str) -> int:
     """Instructions of one step, the mean over ``steps``."""
     n, edges, channels, samples, layers = size
     setup = SETUP.format(
@@ -53,6 +55,7 @@ def instructions(size: tuple[int, int, int, int, int], steps: int) -> int:
         edges=edges,
         channels=channels,
         samples=samples,
+        kernel=kernel,
         layers=layers,
         step=STEP,
     )
@@ -71,9 +74,8 @@ def main() -> None:
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # runs `python`
     torch.set_num_threads(1)
     rows = []
-    for blocks, switch in (("compiled", "1"), ("PyTorch", "0")):
-        os.environ["GSNN_NATIVE"] = switch
-        count = instructions(SIZE, arguments.steps)
+    for blocks, kernel in (("compiled", "compiled"), ("PyTorch", "torch")):
+        count = instructions(SIZE, arguments.steps, kernel)
         rows.append(dict(zip("NECBL", SIZE, strict=True)) | {"blocks": blocks, "instructions": count})
     table = pd.DataFrame(rows)
     print(table.to_string(index=False))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gsnn.captures import MODES, Capture, Captures
+from gsnn.kernels import use
 from gsnn.models.GSNN import GSNN
 from gsnn.models.PathwayLatentRegularizer import PathwayLatentRegularizer
 from gsnn.optim.edge_scores import edge_scores
@@ -218,16 +219,15 @@ def test_every_set_of_users_and_a_second_step(expected):
 # ------------------------------------------------- retain_grad with the regularizer only
 
 
-@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("kernel", [None, "torch", "reference"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_retain_grad_works_where_only_a_regularizer_asked(options, compiled, monkeypatch):
-    if not compiled:
-        monkeypatch.setattr("gsnn.kernels.compiled._library", None)
+def test_retain_grad_works_where_only_a_regularizer_asked(options, kernel):
     options = {k: v for k, v in options.items() if k != "checkpoint"}
     wanted = alone(**options)["gradients"]
     for late in (False, True):
         users = Users(**options)
-        users.step(("regularize",), ("retain", "regularization")[:: -1 if late else 1], ("read",))
+        with use(kernel):
+            users.step(("regularize",), ("retain", "regularization")[:: -1 if late else 1], ("read",))
         for a, b in zip(users.found["gradients"], wanted, strict=True):
             close(a, b)
 

@@ -6,17 +6,16 @@ import itertools
 import multiprocessing
 import os
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
 from dense_oracle import random_graph
 
 from gsnn.kernels import compiled as native
-from gsnn.kernels import stack as block
 from gsnn.kernels.form import Form, Weights
 from gsnn.kernels.plan import Plan
+from gsnn.kernels.registry import KERNELS, use
+from gsnn.kernels.stack import Stack
 from gsnn.models.GSNN import GSNN
 
 needs_native = pytest.mark.skipif(native.level() == "none", reason="the compiled blocks were not built")
@@ -75,10 +74,10 @@ def make_blocks(plan, form, samples, *, dtype, optional, factor=None, turned=Fal
     return state, blocks
 
 
-def gradients(stack, form, plan, state, blocks, seed=1):
+def gradients(kernel, form, plan, state, blocks, seed=1):
     """Every result and every gradient of one stack, for a random linear loss on all that it gives."""
     flat = [tensor for weights in blocks for tensor in weights]
-    result, *others = stack.apply(form, plan, True, None, state, *flat)
+    result, *others = Stack.apply(KERNELS[kernel], form, plan, True, None, state, *flat)
     aside = others[2 * len(blocks) :]
     generator = torch.Generator().manual_seed(seed)
     real = result[plan.row_of_edge]
@@ -94,8 +93,8 @@ def gradients(stack, form, plan, state, blocks, seed=1):
 
 def assert_same(plan, form, samples, dtype, rtol, **options):
     state, blocks = make_blocks(plan, form, samples, dtype=dtype, **options)
-    expected = gradients(block._Stack, form, plan, state, blocks)
-    found = gradients(block._CompiledStack, form, plan, state, blocks)
+    expected = gradients("torch", form, plan, state, blocks)
+    found = gradients("compiled", form, plan, state, blocks)
     for k, (a, b) in enumerate(zip(found, expected, strict=True)):
         assert a.shape == b.shape
         scale = max(float(b.detach().abs().max()), 1.0)
@@ -150,9 +149,9 @@ def test_without_gradients_two_states_take_turns(samples):
     state, blocks = make_blocks(plan, form, samples, dtype=torch.float64, optional=True, n_blocks=5)
     flat = [tensor for weights in blocks for tensor in weights]
     before = state.detach().clone()
-    expected = block._Stack.apply(form, plan, False, None, state, *flat)[0]
+    expected = Stack.apply(KERNELS["torch"], form, plan, False, None, state, *flat)[0]
     for _ in range(3):  # memory that was given back too early would by now hold something else
-        found = block._CompiledStack.apply(form, plan, False, None, state, *flat)[0]
+        found = Stack.apply(KERNELS["compiled"], form, plan, False, None, state, *flat)[0]
         torch.testing.assert_close(
             found[plan.row_of_edge], expected[plan.row_of_edge], rtol=1e-10, atol=1e-10
         )
@@ -176,7 +175,7 @@ def test_results_do_not_depend_on_the_number_of_threads(monkeypatch):
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            found.append(gradients(block._CompiledStack, Form(8, (1,), True), plan, state, blocks))
+            found.append(gradients("compiled", Form(8, (1,), True), plan, state, blocks))
     finally:
         torch.set_num_threads(1)
     for others in found[1:]:
@@ -191,8 +190,7 @@ def test_what_is_not_finite_reaches_the_outputs():
     x = torch.randn(5, len(names["input"]))
     x[2, 0] = torch.inf
     found = model(x)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "_library", None)
+    with use("torch"):
         expected = model(x)
     assert not expected[2].isfinite().all()
     assert torch.equal(found.isnan(), expected.isnan())
@@ -220,7 +218,9 @@ def test_elu_is_exact_near_zero_and_far_from_it():
         state[plan.row_of_edge[0]] = x.to(dtype)
         one = torch.ones(1, dtype=dtype)
         weights = Weights(one, None, None, None, one, None, None, None)
-        (result,) = block._CompiledStack.apply(Form(1, None, False), plan, False, None, state, *weights)[:1]
+        (result,) = Stack.apply(
+            KERNELS["compiled"], Form(1, None, False), plan, False, None, state, *weights
+        )[:1]
         expected = torch.where(x > 0, x.double(), torch.special.expm1(x.to(dtype).double()))
         torch.testing.assert_close(result[plan.row_of_edge[1]].double(), expected, rtol=rtol, atol=0)
 
@@ -230,7 +230,7 @@ def test_the_backward_pass_runs_twice_and_leaves_its_gradient_alone():
     plan = make_plan(n_function=40)
     state, blocks = make_blocks(plan, Form(8, (1,), True), 64, dtype=torch.float32, optional=True)
     flat = [tensor for weights in blocks for tensor in weights]
-    result = block._CompiledStack.apply(Form(8, (1,), True), plan, True, None, state, *flat)[0]
+    result = Stack.apply(KERNELS["compiled"], Form(8, (1,), True), plan, True, None, state, *flat)[0]
     grad = torch.randn(result.shape, generator=torch.Generator().manual_seed(0))
     before = grad.clone()
     first = torch.autograd.grad(result, [state, flat[0]], grad, retain_graph=True)
@@ -329,21 +329,12 @@ def test_the_structures_match_those_of_the_source():
         assert all(ctypes.sizeof(kind) == 8 for _, kind in fields)
 
 
-def test_it_can_be_turned_off():
-    script = "from gsnn.kernels import compiled as native; print(native.level())"
-    environment = {**os.environ, "GSNN_NATIVE": "0"}
-    run = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
-    )
-    assert run.stdout.strip() == "none"
-
-
 @needs_native
 def test_a_batch_of_one_stays_finite_under_a_norm_over_the_batch():
     """Without variance the norm multiplies by 316 in every block; what only pads must not take part."""
     plan, form = make_plan(), Form(8, (2,), True)
     state, blocks = make_blocks(plan, form, 1, dtype=torch.float32, optional=True, n_blocks=30)
-    assert all(t.isfinite().all() for t in gradients(block._CompiledStack, form, plan, state, blocks))
+    assert all(t.isfinite().all() for t in gradients("compiled", form, plan, state, blocks))
 
 
 @needs_native
@@ -356,11 +347,11 @@ def test_a_failure_to_start_threads_is_no_failure(monkeypatch):
 
     plan, form = make_plan(), Form(8, (1,), True)
     state, blocks = make_blocks(plan, form, 64, dtype=torch.float32, optional=True)
-    expected = gradients(block._CompiledStack, form, plan, state, blocks)
+    expected = gradients("compiled", form, plan, state, blocks)
     monkeypatch.setattr(native, "_pool", lambda threads: Full())
     try:
         torch.set_num_threads(3)
-        found = gradients(block._CompiledStack, form, plan, state, blocks)
+        found = gradients("compiled", form, plan, state, blocks)
     finally:
         torch.set_num_threads(1)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
@@ -394,7 +385,7 @@ def test_a_gradient_with_a_lazy_sign_is_the_gradient():
     plan, form = make_plan(), Form(4, (1,), True)
     state, blocks = make_blocks(plan, form, 16, dtype=torch.float32, optional=True)
     flat = [tensor for weights in blocks for tensor in weights]
-    result = block._CompiledStack.apply(form, plan, True, None, state, *flat)[0]
+    result = Stack.apply(KERNELS["compiled"], form, plan, True, None, state, *flat)[0]
     lazy = torch.randn(*result.shape, dtype=torch.complex64).conj().imag
     assert lazy.is_neg()
     found = torch.autograd.grad(result, state, lazy, retain_graph=True)[0]

@@ -10,6 +10,7 @@ from test_gsnn import VARIANTS, make
 
 from gsnn.kernels import compiled as native
 from gsnn.kernels import side_by_side as kernel
+from gsnn.kernels import use
 from gsnn.models.GSNN import GSNN
 from gsnn.models.norms import NORMS
 from gsnn.models.SideBySide import SideBySide, side_by_side
@@ -38,12 +39,11 @@ def flat_gradient(model):
 
 
 @pytest.fixture(params=["compiled", "one by one"])
-def path(request, monkeypatch):
-    if request.param == "one by one":
-        monkeypatch.setattr(native, "_library", None)
-    elif native.level() == "none":
+def path(request):
+    if request.param == "compiled" and native.level() == "none":
         pytest.skip("the compiled blocks were not built")
-    return request.param
+    with use("torch" if request.param == "one by one" else "compiled"):
+        yield request.param
 
 
 @pytest.mark.parametrize("norm", NORMS)

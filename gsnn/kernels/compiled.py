@@ -4,8 +4,6 @@ They compute what :mod:`gsnn.kernels.stack` computes with PyTorch's operations, 
 on the CPU, several times faster: one pass over the function nodes reads a node's incoming edges, does
 everything up to its outgoing edges in the first-level cache, and writes these. Threads take ranges of
 nodes and write disjoint memory, so results do not depend on their number.
-
-The environment variable ``GSNN_NATIVE=0``, read on import, turns them off.
 """
 
 import contextlib
@@ -87,7 +85,7 @@ class BlockArguments(ctypes.Structure):
 def _load() -> tuple[ctypes.CDLL | None, int]:
     built = (Path(__file__).resolve().parent / "csrc").glob("_blocks*")
     paths = [path for path in built if path.suffix in _SUFFIXES]
-    if os.environ.get("GSNN_NATIVE") == "0" or not paths or ctypes.sizeof(ctypes.c_void_p) != 8:
+    if not paths or ctypes.sizeof(ctypes.c_void_p) != 8:
         return None, 0
     path = max(paths, key=lambda path: path.stat().st_mtime)  # an older build may lie beside it
     try:
@@ -111,7 +109,7 @@ _library, _level = _load()
 
 
 def level() -> str:
-    """Which code runs: ``'plain'``, ``'avx2'``, ``'avx512'``, or ``'none'`` for PyTorch's operations."""
+    """What was built: ``'plain'``, ``'avx2'`` or ``'avx512'`` code, or ``'none'``."""
     return "none" if _library is None else ("plain", "avx2", "avx512")[_level]
 
 

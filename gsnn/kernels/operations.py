@@ -1,4 +1,4 @@
-"""A block of the common form by PyTorch's operations, forward and backward."""
+"""The kernel ``torch``: a block of the common form by PyTorch's operations, on any device."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,8 +16,66 @@ from gsnn.kernels.bucketed import (
     residual_grad,
 )
 from gsnn.kernels.channels import elu_grad_, elu_values, unit_scale, unit_scale_grads
-from gsnn.kernels.form import Form, Weights
+from gsnn.kernels.form import N_WEIGHTS, Form, Weights
+from gsnn.kernels.interface import Passed
 from gsnn.kernels.plan import Plan
+
+
+class Operations:
+    """Any type on any device; keeps a few tensors for each block."""
+
+    name = "torch"
+
+    def missing(self) -> str | None:
+        """None: PyTorch is always there."""
+        return None
+
+    def refuses(self, state: Tensor, blocks: Sequence[Weights], form: Form, plan: Plan) -> str | None:
+        """None: it runs everything, and PyTorch says what is wrong with tensors that do not fit."""
+        return None
+
+    def forward(self, state: Tensor, blocks: Sequence[Weights], form: Form, plan: Plan, keep: bool) -> Passed:
+        """See :class:`gsnn.kernels.interface.BlockKernel`."""
+        kept: list[Tensor | None] = []
+        statistics: list[Tensor | None] = []
+        aside: list[Tensor] = []
+        for weights in blocks:
+            state, saved, mean, read = _forward(state, weights, form, plan)
+            kept.extend(saved)
+            if form.aside:
+                aside.append(read)
+            statistics += [saved.unit_scale, mean] if form.over_batch else [None, None]
+        return Passed(state, kept, statistics, aside)
+
+    def backward(
+        self,
+        grad: Tensor,
+        state: Tensor,
+        blocks: Sequence[Weights],
+        saved: Sequence[Tensor | None],
+        form: Form,
+        plan: Plan,
+        read_grads: Sequence[Tensor | None],
+        needed: Sequence[bool],
+    ) -> tuple[Tensor | None, list[list[Tensor | None]]]:
+        """See :class:`gsnn.kernels.interface.BlockKernel`."""
+        through: Tensor | None = grad.contiguous()
+        n_saved = len(_Saved._fields)
+        grads = []
+        for k in range(len(blocks) - 1, -1, -1):
+            assert through is not None
+            through, of_block = _backward(
+                through,
+                blocks[k],
+                _Saved(*saved[k * n_saved : (k + 1) * n_saved]),  # type: ignore[arg-type]
+                form,
+                plan,
+                k > 0 or needed[0],
+                needed[1 + k * N_WEIGHTS : 1 + (k + 1) * N_WEIGHTS],
+                read_grads[k],
+            )
+            grads.append(of_block)
+        return through, grads[::-1]
 
 
 class _Saved(NamedTuple):

@@ -1,4 +1,8 @@
-"""A stack of blocks by differentiable operations, and the captures inside one that ran as one operation."""
+"""The mathematics of a stack of blocks by differentiable operations: what every kernel is to equal.
+
+It serves as the kernel ``reference``, gives second derivatives for all kernels, and the captures inside a
+stack that ran as one operation.
+"""
 
 from collections.abc import Sequence
 
@@ -7,7 +11,8 @@ from torch import Tensor
 
 from gsnn.kernels.bucketed import permute_rows, plain_in, plain_out
 from gsnn.kernels.channels import plain_unit
-from gsnn.kernels.form import Form, split
+from gsnn.kernels.form import N_WEIGHTS, Form, Weights, split
+from gsnn.kernels.interface import Passed
 from gsnn.kernels.plan import Plan
 
 
@@ -21,11 +26,17 @@ def capture(z: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
 
 
 def plain_stack(
-    state: Tensor, flat: Sequence[Tensor | None], form: Form, plan: Plan, tapped: list[Tensor] | None = None
+    state: Tensor,
+    flat: Sequence[Tensor | None],
+    form: Form,
+    plan: Plan,
+    tapped: list[Tensor] | None = None,
+    statistics: list[Tensor | None] | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """The stack by differentiable operations: its result and what each ``lin_out`` reads.
 
-    ``tapped`` gets two captures of each block that lie on the way: before the norm, and what is read.
+    ``tapped`` gets two captures of each block that lie on the way: before the norm, and what is read;
+    ``statistics`` the two of each block's norm.
     """
     read = []
 
@@ -38,11 +49,16 @@ def plain_stack(
 
     for w in split(flat):
         z = tap(plain_in(state, w.in_values.view(-1, form.channels), w.in_bias, plan))
+        of_norm: tuple[Tensor | None, Tensor | None] = (None, None)
         if form.dims is not None:
             scale, shift = (
                 None if t is None else plan.to_nodes(t.view(-1, 1, 1)) for t in (w.scale, w.shift)
             )
-            z = plain_unit(z, scale, shift, form.dims, form.centre)[0]
+            z, unit_scale, mean = plain_unit(z, scale, shift, form.dims, form.centre)
+            if form.over_batch:
+                of_norm = (unit_scale, mean)
+        if statistics is not None:
+            statistics.extend(of_norm)
         z = torch.nn.functional.elu(z)
         if w.factor is not None:
             z = z * w.factor
@@ -51,6 +67,57 @@ def plain_stack(
         through = None if w.residual is None else state
         state = plain_out(z, w.out_values.view(-1, form.channels), w.out_bias, through, w.residual, plan)
     return state, read
+
+
+class Reference:
+    """Any type on any device; keeps nothing and computes the stack again for its gradients."""
+
+    name = "reference"
+
+    def missing(self) -> str | None:
+        """None: PyTorch is always there."""
+        return None
+
+    def refuses(self, state: Tensor, blocks: Sequence[Weights], form: Form, plan: Plan) -> str | None:
+        """None: it runs everything."""
+        return None
+
+    def forward(self, state: Tensor, blocks: Sequence[Weights], form: Form, plan: Plan, keep: bool) -> Passed:
+        """See :class:`gsnn.kernels.interface.BlockKernel`."""
+        statistics: list[Tensor | None] = []
+        flat = [tensor for block in blocks for tensor in block]
+        result, read = plain_stack(state, flat, form, plan, statistics=statistics)
+        return Passed(result, [], statistics, read if form.aside else [])
+
+    def backward(
+        self,
+        grad: Tensor,
+        state: Tensor,
+        blocks: Sequence[Weights],
+        saved: Sequence[Tensor | None],
+        form: Form,
+        plan: Plan,
+        read_grads: Sequence[Tensor | None],
+        needed: Sequence[bool],
+    ) -> tuple[Tensor | None, list[list[Tensor | None]]]:
+        """See :class:`gsnn.kernels.interface.BlockKernel`."""
+        inputs = [state, *(tensor for block in blocks for tensor in block)]
+        with torch.enable_grad():
+            own = [
+                None if tensor is None else tensor.detach().requires_grad_(need)
+                for tensor, need in zip(inputs, needed, strict=True)
+            ]
+            assert own[0] is not None
+            result, read = plain_stack(own[0], own[1:], form, plan)
+            given = [
+                (result, grad),
+                *((z, g) for z, g in zip(read, read_grads, strict=True) if g is not None),
+            ]
+            wanted = [tensor for tensor in own if tensor is not None and tensor.requires_grad]
+            found = iter(torch.autograd.grad([z for z, _ in given], wanted, [g for _, g in given]))
+        grads = [None if t is None or not t.requires_grad else next(found) for t in own]
+        of_blocks = grads[1:]
+        return grads[0], [of_blocks[k : k + N_WEIGHTS] for k in range(0, len(of_blocks), N_WEIGHTS)]
 
 
 class Inside:

@@ -18,6 +18,7 @@ import torch
 from gsnn.kernels import compiled as native
 from gsnn.kernels.form import Form
 from gsnn.kernels.plan import Plan
+from gsnn.kernels.registry import asked
 
 Tensor = torch.Tensor
 
@@ -111,8 +112,8 @@ def union_plan(side: Side, edges: Sequence[Tensor], sizes: Sequence[tuple[int, .
 
 
 def usable(flats: Sequence[Tensor]) -> bool:
-    """Whether the compiled blocks can read these weights."""
-    return native.usable(flats)
+    """Whether the compiled blocks are asked, and can read these weights."""
+    return "compiled" in asked() and native.usable(flats)
 
 
 def _table(side: Side, form: Form, state: Tensor, samples: np.ndarray, flats: Sequence[Tensor]) -> np.ndarray:

@@ -14,12 +14,13 @@ from gsnn.captures import Captures
 from gsnn.graph.container import NODE_TYPES, HeteroGraph
 from gsnn.graph.flat import channel_pattern, flat_edges, flat_masks
 from gsnn.kernels.bucketed import read_outputs
+from gsnn.kernels.interface import Case
 from gsnn.kernels.plan import Plan
 from gsnn.kernels.scatter import ScatterPlan, check_backend
 from gsnn.models._recompute import recomputation
 from gsnn.models.growth import Growing
 from gsnn.models.norms import NORMS, NodeNorm
-from gsnn.models.ResBlock import NodeMLP, ResBlock, run_fused
+from gsnn.models.ResBlock import NodeMLP, ResBlock, kernel_cases, run_fused
 from gsnn.models.signs import bind, check_signs, signs_of_edges
 from gsnn.models.SparseLinear import INITS, SparseLinear
 
@@ -286,6 +287,11 @@ class GSNN(Growing):
                 for block in blocks
             )
         )
+
+    def kernel_cases(self, x: torch.Tensor) -> list[Case]:
+        """How each block would be run for x (B, N_in); what :func:`gsnn.kernels.registry.chosen` asks."""
+        self._check_input(x)
+        return kernel_cases(self._blocks, x, self.plan)
 
     def _check_input(self, x: torch.Tensor) -> None:
         names = self.graph.node_names_dict["input"]

@@ -11,6 +11,7 @@ from gsnn.kernels import bucketed, scatter
 from gsnn.kernels.bucketed import plain_needed
 from gsnn.kernels.channels import elu
 from gsnn.kernels.form import Form, Weights
+from gsnn.kernels.interface import Case
 from gsnn.kernels.plan import Plan
 from gsnn.kernels.reference import capture
 from gsnn.kernels.stack import run_blocks
@@ -136,30 +137,48 @@ class ResBlock(CaptureNames, torch.nn.Module):
 
     def fusible(self, node_mask: torch.Tensor | None) -> bool:
         """Whether a forward pass is now of the form that :func:`run_fused` runs as one operation."""
+        return self.why_separate(node_mask) is None
+
+    def why_separate(self, node_mask: torch.Tensor | None) -> str | None:
+        """Why a forward pass is now no single operation, None where it is one."""
         modules = self._modules
         norm: Any = modules["norm"]
         lin_in: Any = modules["lin_in"]
-        return (
-            (self.capture.mode == "off" or (self.capture.mode == "aside" and node_mask is None))
-            and self._plain_elu
-            and (norm.kind == "none" or (self.norm_first and norm.dims is not None))
-            and self.node_mlp is None
-            and not (node_mask is not None and node_mask.requires_grad)
-            and lin_in.backend == "bucketed"
-            and not plain_needed()
-        )
+        if self.capture.mode == "on":
+            return "captures are on the way to the output"
+        if node_mask is not None and self.capture.mode == "aside":
+            return "captures lie before the node mask"
+        if not self._plain_elu:
+            return "the nonlinearity is not ELU with alpha 1"
+        if norm.kind != "none" and norm.dims is None:
+            return (
+                f"the norm is {norm.kind}" if norm.kind == "softmax" else "the norm uses running statistics"
+            )
+        if norm.kind != "none" and not self.norm_first:
+            return "the norm comes after the nonlinearity"
+        if self.node_mlp is not None:
+            return "there is a node MLP"
+        if node_mask is not None and node_mask.requires_grad:
+            return "the node mask has a gradient"
+        if lin_in.backend != "bucketed":
+            return f"the backend is {lin_in.backend}"
+        return "PyTorch traces or transforms the code" if plain_needed() else None
 
     def weights(self, state: torch.Tensor, plan: Plan, node_mask: torch.Tensor | None) -> Weights:
         """The block's tensors; dropout and node mask become one constant factor on the channels."""
-        # Straight from the dictionaries: for a small network, Module.__getattr__ costs what a product does.
-        modules: dict[str, Any] = self._modules
-        dropout, norm, lin_in, lin_out = (modules[name] for name in ("dropout", "norm", "lin_in", "lin_out"))
+        dropout: Any = self._modules["dropout"]
         factor = node_mask
         if dropout.p and dropout.training:
             kept = 1 - dropout.p
             factor = state.new_empty(plan.n_nodes, self.channels, state.shape[1]).bernoulli_(kept).div_(kept)
             if node_mask is not None:
                 factor.mul_(node_mask)
+        return self._weights(factor)
+
+    def _weights(self, factor: torch.Tensor | None) -> Weights:
+        # Straight from the dictionaries: for a small network, Module.__getattr__ costs what a product does.
+        modules: dict[str, Any] = self._modules
+        norm, lin_in, lin_out = (modules[name] for name in ("norm", "lin_in", "lin_out"))
         residual = self._parameters.get("residual_weight", self._buffers.get("residual_weight"))
         return Weights(
             lin_in.table(),
@@ -172,17 +191,34 @@ class ResBlock(CaptureNames, torch.nn.Module):
             factor,
         )
 
+    def form(self, aside: bool) -> Form:
+        """What the block computes besides its products."""
+        return Form(self.channels, self.norm.dims, self.norm.centre, aside)
+
     def _nonlin(self, z: torch.Tensor) -> torch.Tensor:
         return elu(z) if self._plain_elu else self.nonlin(z)
+
+
+def kernel_cases(blocks: Sequence[ResBlock], x: torch.Tensor, plan: Plan) -> list[Case]:
+    """How each block would be run for x (B, N_in); what :func:`gsnn.kernels.registry.chosen` asks."""
+    state = x.new_empty(plan.n_rows, len(x))
+    return [
+        Case(
+            block.why_separate(None),
+            state,
+            block._weights(None),
+            block.form(block.capture.mode != "off"),
+            plan,
+        )
+        for block in blocks
+    ]
 
 
 def run_fused(
     blocks: Sequence[ResBlock], state: torch.Tensor, plan: Plan, node_mask: torch.Tensor | None
 ) -> torch.Tensor:
     """The blocks in turn, as one differentiable operation; all of one form and ``fusible``."""
-    norm = blocks[0].norm
-    captured = any(block.capture.mode != "off" for block in blocks)
-    form = Form(blocks[0].channels, norm.dims, norm.centre, aside=captured)
+    form = blocks[0].form(aside=any(block.capture.mode != "off" for block in blocks))
     weights = [block.weights(state, plan, node_mask) for block in blocks]
     result, statistics, aside, inside = run_blocks(state, weights, form, plan)
     rank = None if plan.natural else plan.rank

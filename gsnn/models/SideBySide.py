@@ -14,6 +14,7 @@ from gsnn.kernels.bucketed import read_outputs
 from gsnn.kernels.channels import EPS
 from gsnn.kernels.compiled import LANES
 from gsnn.kernels.form import Form
+from gsnn.kernels.interface import Case
 from gsnn.kernels.plan import Plan
 from gsnn.models.copies import check_alike, copied, with_parameters
 from gsnn.models.GSNN import GSNN
@@ -207,6 +208,11 @@ class SideBySide(torch.nn.Module):
             and all(_runs_compiled(template) for template in self._templates)
             and kernel.usable(list(self.weights))
         )
+
+    def kernel_cases(self, x: torch.Tensor | Sequence[torch.Tensor]) -> list[Case]:
+        """How the blocks of each member in turn would be run for x, as :meth:`forward` takes it."""
+        pairs = zip(self._templates, self._batches(x), strict=True)
+        return [case for template, batch in pairs for case in template.kernel_cases(batch)]
 
     def one(self, member: int, x: torch.Tensor) -> torch.Tensor:
         """(B, N_out) of one member alone, for x (B, N_in)."""
