@@ -7,8 +7,8 @@ STAMP := $(VENV)/.installed
 OLDEST_PYTHON ?= python3.10
 OLDEST := .venv-oldest
 # What PyTorch 2.4 says of its own code.
-OLDEST_WARNINGS := -W 'ignore:You are using .torch.load. with:FutureWarning' \
-	-W 'ignore:.torch.cpu.amp.autocast:FutureWarning'
+OLDEST_WARNINGS := -W 'ignore:You are using `torch.load` with:FutureWarning' \
+	-W 'ignore:`torch.cpu.amp.autocast(:FutureWarning'
 
 .PHONY: demo test oldest scatter lint tutorials docs mutation kills sanitize bench wheel clean
 

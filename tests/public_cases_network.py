@@ -113,6 +113,7 @@ add(
     "gsnn.kernels.reference",
     capture=lambda w: call(w.channels, w.plan),
     plain_stack=lambda w: call(w.state, [*w.weights, *w.weights], w.form, w.plan),
+    Reference=Case(lambda w: call(), use=lambda kernel, w: use_kernel(kernel, w)),
     Inside=Case(
         lambda w: call(w.state.requires_grad_(), list(w.weights), w.form, w.plan),
         use=lambda inside, w: inside.read(0),
@@ -171,6 +172,34 @@ add(
         needs="compiled blocks",
     ),
 )
+
+
+def use_kernel(kernel, w):
+    """Missing or not, a forward and a backward pass of it."""
+    if kernel.missing() or kernel.refuses(w.state, [w.weights], w.form, w.plan):
+        return None
+    passed = kernel.forward(w.state, [w.weights], w.form, w.plan, True)
+    needed = [True, *(t is not None and k < 7 for k, t in enumerate(w.weights))]
+    grad = torch.ones_like(w.state)
+    return passed.state, kernel.backward(
+        grad, w.state, [w.weights], passed.saved, w.form, w.plan, [None], needed
+    )
+
+
+add(
+    "gsnn.kernels.interface",
+    Passed=Case(lambda w: call(w.state, [], [], []), copies=False),
+    Case=Case(lambda w: call(None, w.state, w.weights, w.form, w.plan), copies=False),
+)
+add("gsnn.kernels.compiled_blocks", CompiledBlocks=Case(lambda w: call(), use=use_kernel))
+add("gsnn.kernels.operations", Operations=Case(lambda w: call(), use=use_kernel))
+add(
+    "gsnn.kernels.registry",
+    asked=lambda w: call(),
+    pick=lambda w: call(w.state, [w.weights], w.form, w.plan),
+    Choice=lambda w: call("torch", {"compiled": "because"}),
+    chosen=lambda w: call(w.model, w.x),
+)
 add(
     "gsnn.kernels.stack",
     run_blocks=Case(lambda w: call(w.state, [w.weights], w.form, w.plan), result=lambda found: found[:3]),
@@ -201,7 +230,12 @@ add(
 
 
 def use_model(model, w):
-    return model(w.x), model.get_node_activations(w.x, agg="all"), model.prune(0.01)
+    return (
+        model.grown(w.missing, 1),
+        model(w.x),
+        model.get_node_activations(w.x, agg="all"),
+        model.prune(0.01),
+    )
 
 
 def use_regularizer(regularizer, w):
@@ -252,6 +286,10 @@ add(
         block_arguments, draws=True, use=lambda block, w: (block.fusible(None), block(w.state, w.plan))
     ),
     run_fused=lambda w: call([w.block], w.state, w.plan, None),
+    kernel_cases=Case(
+        lambda w: call([w.block], w.x, w.plan),
+        result=lambda found: [case.separate for case in found],  # the state is not filled in
+    ),
 )
 add(
     "gsnn.models.SideBySide",
@@ -281,10 +319,6 @@ def inside(context, function):
         return function()
 
 
-add(
-    "gsnn.models.growth",
-    grown=lambda w: call(w.model, w.missing, 1, optimizer=with_adamw(w)),
-)
 add(
     "gsnn.models.norms",
     NodeNorm=Case(

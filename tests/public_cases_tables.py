@@ -12,7 +12,6 @@ from gsnn.optim.cross_validation import CrossValidation
 
 add(
     "gsnn.graph.container",
-    GraphWarning=lambda w: call("it"),
     HeteroGraph=Case(
         lambda w: call(
             dict(w.graph.edge_index_dict),
@@ -58,9 +57,9 @@ def networkx_parts(w):
 add(
     "gsnn.graph.formats",
     from_tsv=lambda w: call(w.files["edges"], w.files["nodes"], warn=False),
-    from_edge_table=lambda w: call(w.graph.to_edge_table(), warn=False),
+    from_edge_table=lambda w: call(w.graph.to_edge_table()),
     to_edge_table=lambda w: call(w.graph),
-    from_networkx=lambda w: call(w.graph.to_networkx(), warn=False),
+    from_networkx=lambda w: call(w.graph.to_networkx()),
     from_edges=lambda w: call(*networkx_parts(w), None),
     to_networkx=lambda w: call(w.graph),
     to_pyg=Case(lambda w: call(w.graph), needs="torch_geometric"),
@@ -120,7 +119,12 @@ add(
     sign_of=lambda w: call("activation"),
     read_partners=lambda w: call("inputs", {"drug": ["a"]}),
 )
-add("gsnn.graph.types", edge_type_label=lambda w: call(EDGE_TYPES[0]))
+add(
+    "gsnn.graph.types",
+    edge_type_label=lambda w: call(EDGE_TYPES[0]),
+    GraphParts=Case(lambda w: call({}, {}), copies=False),
+    GraphWarning=lambda w: call("it"),
+)
 add(
     "gsnn.graph.views",
     FrozenList=Case(lambda w: call(["a", "b"]), copies=False),  # copies are plain lists
@@ -311,6 +315,7 @@ def network(w):
 
 add(
     "gsnn.simulate.elementwise",
+    vectorized=lambda w: call(lambda p: p[0]),
     SampleFunction=Case(lambda w: call(parents, "f"), use=lambda f, w: f([np.arange(3.0), np.arange(3.0)])),
 )
 add(

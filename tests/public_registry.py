@@ -70,6 +70,11 @@ CASES: dict[str, Case] = {}
 
 #: Names without a call of their own, each with the reason.
 NO_CALL = {
+    "gsnn.graph.types.GraphLike": "a protocol",
+    "gsnn.kernels.interface.BlockKernel": "a protocol",
+    "gsnn.kernels.registry.use": "it sets what the process asks; see tests/test_kernels.py",
+    "gsnn.kernels.stack.Stack": "an operation of autograd, which run_blocks calls",
+    "gsnn.models.growth.Growing": "a base class; GSNN is checked",
     "gsnn.captures.CapturingBlock": "a protocol",
     "gsnn.captures.CapturingModel": "a protocol",
     "gsnn.captures.CaptureNames": "a base class of blocks; ResBlock is checked",

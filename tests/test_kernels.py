@@ -105,9 +105,7 @@ class KernelContract:
     def test_second_derivatives(self):
         """The derivative of a gradient's size, along one direction, by central differences."""
         plan, form, state, blocks = self.case("rms", samples=3, channels=4, aside=False)
-        direction = (
-            torch.randn(blocks[0].in_values.shape, generator=torch.Generator().manual_seed(2)) / 10
-        )
+        direction = torch.randn(blocks[0].in_values.shape, generator=torch.Generator().manual_seed(2)) / 10
 
         def size(step, create_graph=False):
             moved = (blocks[0].in_values.detach() + step * direction).requires_grad_()

@@ -37,7 +37,8 @@ def _hops(graph: HeteroGraph) -> np.ndarray:
     between, into, out_of = (index[etype].cpu().numpy() for etype in EDGE_TYPES)
     rows = np.concatenate([between[0], into[0] + n])
     columns = np.concatenate([between[1], into[1]])
-    hops = coo_array((np.ones(len(rows)), (rows, columns)), shape=(n + n_in, n + n_in)).tocsr()
+    pairs = (rows.astype(np.int32), columns.astype(np.int32))  # wider ones fail in scipy < 1.12
+    hops = coo_array((np.ones(len(rows)), pairs), shape=(n + n_in, n + n_in)).tocsr()
     distance = dijkstra(hops, unweighted=True, indices=np.arange(n, n + n_in))[:, :n]
     to_output = np.full((n_in, len(names["output"])), np.inf)
     np.minimum.at(to_output.T, out_of[1], distance[:, out_of[0]].T)

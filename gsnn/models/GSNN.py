@@ -141,6 +141,7 @@ class GSNN(Growing):
         n_function, n_input, n_output = (len(names[kind]) for kind in NODE_TYPES)
         self.homo_names = [name for kind in NODE_TYPES for name in names[kind]]
         self.num_nodes = len(self.homo_names)
+        self._input_names = list(names["input"])  # torch.compile follows no look-up in the graph
         edge_index = flat_edges(self.graph, add_function_self_edges)
         if not edge_index.shape[1]:
             raise ValueError("edge_index_dict must hold at least one edge, got none")
@@ -294,7 +295,7 @@ class GSNN(Growing):
         return kernel_cases(self._blocks, x, self.plan)
 
     def _check_input(self, x: torch.Tensor) -> None:
-        names = self.graph.node_names_dict["input"]
+        names = self._input_names
         if x.ndim != 2 or x.shape[1] != len(names):
             raise ValueError(
                 f"x must have shape (B, {len(names)}), one column per input node, got {tuple(x.shape)}"
