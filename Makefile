@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard gsnn/kernels/csrc/*
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	touch $@
 
-demo: $(STAMP)  ## train on an embedded simulated data set and rank the edges its graph is missing
+demo: $(STAMP)  ## train on an embedded simulated data set, complete its graph and verify the edges
 	$(BIN)/gsnn demo --out demo_out
 
 test: $(STAMP)

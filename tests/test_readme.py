@@ -1,9 +1,16 @@
-"""The example of the README runs as printed."""
+"""The README: its example runs as printed, and the demo ends as quoted."""
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
+
+import matplotlib
+
+matplotlib.use("Agg")
 
 import pytest
+
+from gsnn.app.demo import Demo, demo
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -14,6 +21,25 @@ def test_the_example_runs(capsys):
     printed = capsys.readouterr().out
     assert "src_func" in printed
     assert len(printed.strip().splitlines()) >= 11
+
+
+def quoted():
+    """The last line of the demo as the README has it, on one line."""
+    lines = re.findall(r"^> (.*)$", README.read_text(), re.MULTILINE)
+    return " ".join(lines)
+
+
+def test_the_quoted_demo_is_what_the_demo_says():
+    numbers = map(float, re.findall(r"\d+(?:\.\d+)?", quoted().removeprefix("R2")))
+    before, after, ridge, hidden, found, verified = numbers
+    r2 = {"gsnn": before, "completed": after, "ridge": ridge}
+    said = Demo(SimpleNamespace(metrics={"r2": r2}), int(hidden), int(verified), int(found)).said()
+    assert said == quoted()
+
+
+@pytest.mark.slow
+def test_the_demo_ends_with_what_is_quoted(tmp_path):
+    assert demo(tmp_path, verbose=False).said() == quoted()
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)]+)\)", README.read_text()))
