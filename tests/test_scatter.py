@@ -43,7 +43,7 @@ def test_without_the_extra_the_error_says_what_to_install(absent):
 
 def test_the_choice_comes_after_all_other_arguments():
     names = list(inspect.signature(GSNN).parameters)
-    assert names[-4:] == ["affine", "backend", "edge_signs", "edge_weight_dict"]
+    assert names[-5:] == ["affine", "backend", "edge_signs", "context", "edge_weight_dict"]
     assert list(inspect.signature(SparseLinear).parameters) == ["indices", "size", "bias", "init", "backend"]
 
 

@@ -18,6 +18,7 @@ from gsnn.kernels.interface import Case
 from gsnn.kernels.plan import Plan
 from gsnn.kernels.scatter import ScatterPlan, check_backend
 from gsnn.models._recompute import recomputation
+from gsnn.models.context import ContextGate, context_columns
 from gsnn.models.growth import Growing
 from gsnn.models.norms import NORMS, NodeNorm
 from gsnn.models.ResBlock import NodeMLP, ResBlock, kernel_cases, run_fused
@@ -65,6 +66,8 @@ class GSNN(Growing):
         edge_signs: ``free``, or ``respect``: the product of the weights along an edge has the edge's sign, so
             that an output never falls when an input rises if all paths between them activate. The norm
             must be ``none``, ``batch`` or ``groupbatch``. See :mod:`gsnn.models.signs`.
+        context: names of input nodes that say what the sample is (cell line, donor); their values gate the
+            function nodes, beside what their edges do. See :mod:`gsnn.models.context`.
         edge_weight_dict: the graph's weights, whose signs are those of the edges (0 for unknown); kept in
             ``graph``.
 
@@ -78,6 +81,7 @@ class GSNN(Growing):
         input_node_mask, output_node_mask: (num_nodes,) bool.
         function_edge_mask, input_edge_mask, output_edge_mask: (E,) bool; self edges are function edges.
         ResBlocks: the L blocks, :class:`gsnn.models.ResBlock.ResBlock`.
+        gate: the :class:`gsnn.models.context.ContextGate`, None without a context.
 
     Raises:
         ValueError: an argument out of its range, or a malformed graph.
@@ -114,6 +118,7 @@ class GSNN(Growing):
         affine: bool = True,
         backend: str = "bucketed",
         edge_signs: str = "free",
+        context: Sequence[str] = (),
         edge_weight_dict: Mapping[tuple[str, str, str], torch.Tensor] | None = None,
     ) -> None:
         channels, layers = whole("channels", channels), whole("layers", layers)
@@ -131,6 +136,8 @@ class GSNN(Growing):
         self.config = config
         self.graph = HeteroGraph(edge_index_dict, node_names_dict, edge_weight_dict, warn=False)
         check_signs(edge_signs, self.graph, norm, node_mlp, nonlin)
+        gating = context_columns(context, self.graph.node_names_dict["input"])
+        config["context"] = list(context)
         self.channels = channels
         self.layers = layers
         self.norm = norm
@@ -181,6 +188,7 @@ class GSNN(Growing):
                 )
             )
         self.ResBlocks = torch.nn.ModuleList(blocks)
+        self.gate = ContextGate(gating, n_function) if gating else None
         if edge_signs == "respect":
             signs = signs_of_edges(self.graph, add_function_self_edges)
             bind(blocks, signs, self.input_edge_mask, self.plan.in_edges, self.plan.out_edges)
@@ -252,8 +260,9 @@ class GSNN(Growing):
             per_node = node_mask[..., : plan.n_nodes].to(dtype)
             node_rows = plan.to_nodes(per_node.reshape(-1, plan.n_nodes).t()).unsqueeze(1)
 
+        gate = None if self.gate is None else self.gate(x, plan)
         blocks = self._blocks
-        if edge_rows is None and self._all_fusible(blocks, node_rows):
+        if edge_rows is None and gate is None and self._all_fusible(blocks, node_rows):
             state, blocks = run_fused(blocks, state, plan, node_rows), []
         for block in blocks:
             if self.checkpoint and torch.is_grad_enabled():
@@ -262,11 +271,12 @@ class GSNN(Growing):
                     state,
                     plan,
                     node_rows,
+                    gate,
                     use_reentrant=False,
                     context_fn=partial(recomputation, block),
                 )
             else:
-                state = block(state, plan, node_rows)
+                state = block(state, plan, node_rows, gate)
             if edge_rows is not None:
                 state = state * edge_rows
         depth = self.layers**-0.5 if self.residual else 1.0

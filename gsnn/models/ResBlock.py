@@ -98,15 +98,22 @@ class ResBlock(CaptureNames, torch.nn.Module):
         self.register_buffer("channel_groups", channel_groups, persistent=False)
         self.capture = Capture()
 
-    def forward(self, state: torch.Tensor, plan: Plan, node_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        state: torch.Tensor,
+        plan: Plan,
+        node_mask: torch.Tensor | None = None,
+        gate: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Edge state (R, B) in the plan's rows -> the same.
 
         Args:
             state: (R, B).
             plan: the network's plan.
             node_mask: (N, 1, 1) or (N, 1, B) in plan order, multiplies the channels.
+            gate: (N, 1, B) in plan order, multiplies them too, before they are captured.
         """
-        if self.fusible(node_mask):
+        if gate is None and self.fusible(node_mask):
             return run_fused([self], state, plan, node_mask)
         in_values = self.lin_in.table().view(-1, self.channels)
         out_values = self.lin_out.table().view(-1, self.channels)
@@ -122,6 +129,8 @@ class ResBlock(CaptureNames, torch.nn.Module):
             z = self.dropout(z)
         if self.node_mlp is not None:
             z = self.node_mlp(z)
+        if gate is not None:
+            z = z * gate
         if captured:
             activation, z = capture(z, plan)
             self.capture.leave(pre_norm, activation)

@@ -380,6 +380,7 @@ def _runs_compiled(model: GSNN) -> bool:
     norm = blocks[0].norm
     return (
         not model.checkpoint
+        and model.gate is None
         and blocks[0].fusible(None)
         and (norm.kind == "none" or norm.dims is not None)
         and all(block.lin_in.kept is None and block.lin_out.kept is None for block in blocks)
