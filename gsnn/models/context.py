@@ -2,9 +2,9 @@
 
 A drug does the same to its target in every cell line, but the lines differ in which proteins they have and
 how active these are. A gate says that: in each block a node's channels are multiplied by a number that
-depends on the context alone, 2 sigmoid(a + B c), c the context's values. It is 1 at the start, 0 for a node that
-the context switches off, at most 2, and the same in all blocks. Source of the idea: the learning of hidden
-unit contributions, by which a network is adapted to a speaker (Swietojanski & Renals 2014, IEEE SLT).
+depends on the context alone, 2 sigmoid(a + B c), c the context's values. It is 1 at the start, 0 for a node
+that the context switches off, at most 2, and the same in all blocks. Source of the idea: the learning of
+hidden unit contributions, by which a network is adapted to a speaker (Swietojanski & Renals 2014, IEEE SLT).
 
 The wiring stays what it was. Without edges out of them, the context's inputs act through the gates only; one
 that is 0 in all samples of the training (the indicator of a line that was held out) leaves the gates alone
