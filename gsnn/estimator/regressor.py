@@ -73,7 +73,7 @@ class GSNNRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             dropout and the samples put aside.
 
     Attributes:
-        models_: the trained networks, for :mod:`gsnn.explain`, the edge inferers and ``gsnn.save``.
+        models_: the trained networks, for ``gsnn.explain``, the edge inferers and ``gsnn.save``.
         histories_: what each training saw, :class:`gsnn.train.history.History`.
         graph_: the graph.
         layers_, epochs_: as they were used.

@@ -18,6 +18,7 @@ from gsnn.train.side_by_side import fit_side_by_side
 
 _SHORTEST = 16  # the ladder begins at this part of the default length
 _LONGEST = 4  # and ends at this multiple of it
+_WORTH = 0.02  # twice as many epochs must lower the loss by this share
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class EpochChoice:
     """A number of epochs and where it comes from.
 
     Attributes:
-        epochs: the one with the lowest loss.
+        epochs: the last doubling that lowered the loss by at least 2%.
         losses: epochs -> mean squared error on samples put aside, in standardised units (1 is about what the
             mean of the training samples reaches), shortest first; empty where nothing could be tried.
         why: one sentence.
@@ -49,13 +50,14 @@ def choose_epochs(
     verbose: bool | str = False,
     **options: Any,
 ) -> EpochChoice:
-    """The number of epochs that predicts samples put aside best, each number with its whole schedule.
+    """The number of epochs that is worth its time on samples put aside, each number with its whole schedule.
 
     The samples are cut into ``folds`` parts, groups whole. From a sixteenth of
     :func:`gsnn.train.defaults.default_epochs` on the number is doubled; each time networks are trained anew
-    without each part, side by side, and judged on it. It ends where twice as many did not help, or at four
-    times the default. A curve of one long training would be cheaper, but with a learning rate that falls to 0
-    its epoch k is not a training of k epochs. The cost is about that of six trainings of the length chosen.
+    without each part, side by side, and judged on it. It ends where twice as many lower the loss by less than
+    2%, or at four times the default. A curve of one long training would be cheaper, but with a learning rate
+    that falls to 0 its epoch k is not a training of k epochs. The cost is about that of six trainings of the
+    length chosen.
 
     Args:
         network: ``network(seed)`` is an untrained network.
@@ -78,6 +80,7 @@ def choose_epochs(
         why = "too few samples to put some aside with every output measured in the others"
         return EpochChoice(usual, {}, f"{usual} epochs, the default for {len(targets)} samples: {why}")
     losses: dict[int, float] = {}
+    best = 0
     for epochs in _ladder(usual):
         models = [network(seed + k) for k in range(len(splits))]
         fit_side_by_side(
@@ -91,9 +94,9 @@ def choose_epochs(
             **options,
         )
         losses[epochs] = _loss(models, x, targets, splits)
-        if _lowest(losses) != epochs:
+        if best and losses[epochs] > (1 - _WORTH) * losses[best]:
             break
-    best = _lowest(losses)
+        best = epochs
     return EpochChoice(best, losses, _sentence(best, losses, len(splits), len(targets)))
 
 
@@ -128,14 +131,14 @@ def _loss(
     return total / count
 
 
-def _lowest(losses: dict[int, float]) -> int:
-    return min(losses, key=lambda epochs: losses[epochs])
-
-
 def _sentence(best: int, losses: dict[int, float], folds: int, n: int) -> str:
     tried = ", ".join(f"{loss:.3f} after {epochs}" for epochs, loss in losses.items())
-    end = "; the longest that was tried, so longer may be better still" if best == max(losses) else ""
+    end = (
+        "this is the longest that is tried"
+        if best == max(losses)
+        else f"twice as many lower it by less than {_WORTH:.0%}"
+    )
     return (
-        f"{best} epochs: of {len(losses)} lengths the one with the lowest loss on samples put aside, in "
-        f"{folds} folds of the {n} training samples ({tried}){end}"
+        f"{best} epochs, by the loss on samples put aside in {folds} folds of the {n} training samples: "
+        f"{tried}; {end}"
     )
