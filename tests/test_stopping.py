@@ -96,6 +96,14 @@ def test_groups_stay_whole_and_weights_go_along(monkeypatch):
         np.testing.assert_array_equal(x[weights.astype(int)], part)
 
 
+def test_a_design_is_not_dealt_out_one_level_to_a_fold():
+    level = np.tile(np.arange(3), 9)
+    for seed in range(5):
+        splits = module._splits(np.zeros((27, 1)), np.arange(27), 3, seed)
+        assert sorted(np.concatenate([held for _, held in splits])) == list(range(27))
+        assert all(len(held) == 9 and len(set(level[held])) == 3 for _, held in splits)
+
+
 @pytest.mark.parametrize("case", ["one sample", "one group", "an output measured once"])
 def test_where_nothing_can_be_put_aside(case):
     x, y = arrays()

@@ -109,12 +109,16 @@ def _ladder(usual: int) -> list[int]:
 
 def _splits(y: np.ndarray, groups: Any, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """(training rows, rows put aside), those left out in which an output has no value to learn from."""
-    labels = None if groups is None else np.asarray(groups)
-    folds = min(folds, len(y) if labels is None else len(np.unique(labels)))
-    if folds < 2:
+    labels = None if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    n = len(y) if labels is None else int(labels.max()) + 1
+    if min(folds, n) < 2:
         return []
-    splitter: Any = KFold(folds, shuffle=True, random_state=seed) if labels is None else GroupKFold(folds)
-    splits = splitter.split(y, groups=labels)
+    if labels is None:
+        splits = KFold(min(folds, n), shuffle=True, random_state=seed).split(y)
+    else:
+        # In their order, the groups of a design with three doses would be dealt out one dose to a fold.
+        mixed = np.random.default_rng(seed).permutation(n)[labels]
+        splits = GroupKFold(min(folds, n)).split(y, groups=mixed)
     seen = ~np.isnan(y)
     return [(train, held) for train, held in splits if seen[train].any(0).all() and seen[held].any()]
 
