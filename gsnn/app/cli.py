@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -18,6 +18,7 @@ from gsnn.app.user_errors import user_errors
 if TYPE_CHECKING:
     from gsnn.app.completion import Completed
     from gsnn.app.workflow import Result
+    from gsnn.models.norms import Norm
 
 app = typer.Typer(
     add_completion=False,
@@ -109,7 +110,7 @@ def run(
             seed=seed,
             channels=channels,
             layers=layers,
-            norm=norm,
+            norm=cast("Norm", norm),  # the model checks it
             dropout=dropout,
             lr=lr,
             epochs=epochs,

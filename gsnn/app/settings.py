@@ -11,6 +11,7 @@ from gsnn.data.tables import Data
 from gsnn.graph.container import HeteroGraph
 from gsnn.graph.depth import default_layers
 from gsnn.models.GSNN import GSNN
+from gsnn.models.norms import Norm
 from gsnn.train.defaults import default_epochs
 
 
@@ -25,7 +26,7 @@ class Options:
     seed: int = 0
     channels: int = 8
     layers: int | None = None
-    norm: str = "groupbatch"
+    norm: Norm = "groupbatch"
     dropout: float = 0.2
     lr: float = 3e-3
     epochs: int | None = None

@@ -28,9 +28,10 @@ from gsnn.estimator.tables import (
 from gsnn.graph.container import HeteroGraph
 from gsnn.graph.depth import default_layers
 from gsnn.models.GSNN import GSNN
+from gsnn.models.norms import Norm
 from gsnn.train.callbacks import EpochState, checked
 from gsnn.train.defaults import default_epochs
-from gsnn.train.loop import predict
+from gsnn.train.loop import Schedule, predict
 from gsnn.train.side_by_side import fit_side_by_side
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class GSNNRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         layers: int | None = None,
         *,
         dropout: float = 0.2,
-        norm: str = "groupbatch",
+        norm: Norm = "groupbatch",
         share_layers: bool = False,
         model_options: Mapping[str, Any] | None = None,
         epochs: int | str | None = None,
@@ -104,7 +105,7 @@ class GSNNRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         validation: float | tuple[Any, Any] | None = None,
         patience: int | None = None,
         crit: Any = None,
-        schedule: str = "cosine",
+        schedule: Schedule = "cosine",
         standardize: Any = True,
         restore_best: bool = True,
         device: Any = None,

@@ -52,6 +52,12 @@ class HeteroGraph:
         A type of edge or node is missing or unknown, a tensor has the wrong shape or dtype, an index is out
         of range, names repeat or are not text, an edge repeats, a weight is not finite, or there is no node
         of some type.
+
+    Example:
+        >>> import pandas as pd
+        >>> table = pd.DataFrame({"source": ["drug", "kinase"], "target": ["kinase", "growth"]})
+        >>> HeteroGraph.from_edge_table(table, input_nodes=["drug"], output_nodes=["growth"])
+        HeteroGraph(nodes: 1 input, 1 function, 1 output; edges: 0 function->function, ...; no weights)
     """
 
     __slots__ = ("__weakref__", "_edge_index", "_edge_weight", "_node_names")

@@ -21,17 +21,18 @@ does not know would stop, the same sums are its own ``index_add``.
 
 from functools import cache
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
 from gsnn.kernels.bucketed import Tensor, plain_needed
 from gsnn.kernels.plan import Plan
 
-BACKENDS = ("bucketed", "scatter")
+Backend = Literal["bucketed", "scatter"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 
-def check_backend(backend: str) -> None:
+def check_backend(backend: Backend) -> None:
     """Refuse what is no backend, or what is not installed.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.utils.checkpoint import checkpoint as recompute
@@ -16,16 +16,17 @@ from gsnn.graph.flat import channel_pattern, flat_edges, flat_masks
 from gsnn.kernels.bucketed import read_outputs
 from gsnn.kernels.interface import Case
 from gsnn.kernels.plan import Plan
-from gsnn.kernels.scatter import ScatterPlan, check_backend
+from gsnn.kernels.scatter import Backend, ScatterPlan, check_backend
 from gsnn.models._recompute import recomputation
 from gsnn.models.context import ContextGate, context_columns
 from gsnn.models.growth import Growing
-from gsnn.models.norms import NORMS, NodeNorm
+from gsnn.models.norms import NORMS, NodeNorm, Norm
 from gsnn.models.ResBlock import NodeMLP, ResBlock, kernel_cases, run_fused
-from gsnn.models.signs import bind, check_signs, signs_of_edges
-from gsnn.models.SparseLinear import INITS, SparseLinear
+from gsnn.models.signs import EdgeSigns, bind, check_signs, signs_of_edges
+from gsnn.models.SparseLinear import INITS, Init, SparseLinear
 
-AGGREGATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+Aggregation = Literal["sum", "mean", "max", "last", "all"]
+AGGREGATIONS: dict[Aggregation, Callable[[torch.Tensor], torch.Tensor]] = {
     "sum": lambda stacked: stacked.sum(1),
     "mean": lambda stacked: stacked.mean(1),
     "max": lambda stacked: stacked.amax(1),
@@ -87,6 +88,13 @@ class GSNN(Growing):
         ValueError: an argument out of its range, or a malformed graph.
         TypeError: an argument of the wrong type.
         ImportError: ``backend='scatter'`` without torch-scatter (the extra ``scatter``).
+
+    Example:
+        >>> from gsnn.simulate.scenarios import converging_tiers
+        >>> graph = converging_tiers(12).partial
+        >>> model = GSNN(graph.edge_index_dict, graph.node_names_dict, channels=8, layers=6)
+        >>> model(torch.randn(64, 12)).shape
+        torch.Size([64, 12])
     """
 
     edge_index: torch.Tensor
@@ -107,8 +115,8 @@ class GSNN(Growing):
         bias: bool = True,
         share_layers: bool = True,
         add_function_self_edges: bool = True,
-        norm: str = "layer",
-        init: str = "degree_normalized",
+        norm: Norm = "layer",
+        init: Init = "degree_normalized",
         checkpoint: bool = False,
         residual: bool = True,
         norm_first: bool = True,
@@ -116,8 +124,8 @@ class GSNN(Growing):
         node_mlp_hidden: int = 16,
         learn_residual: bool = True,
         affine: bool = True,
-        backend: str = "bucketed",
-        edge_signs: str = "free",
+        backend: Backend = "bucketed",
+        edge_signs: EdgeSigns = "free",
         context: Sequence[str] = (),
         edge_weight_dict: Mapping[tuple[str, str, str], torch.Tensor] | None = None,
     ) -> None:
@@ -361,7 +369,7 @@ class GSNN(Growing):
         return dropped
 
     @torch.no_grad()
-    def get_node_activations(self, x: torch.Tensor, agg: str = "sum") -> dict[str, torch.Tensor]:
+    def get_node_activations(self, x: torch.Tensor, agg: Aggregation = "sum") -> dict[str, torch.Tensor]:
         """Activations of the function nodes after the nonlinearity, in eval mode.
 
         Args:

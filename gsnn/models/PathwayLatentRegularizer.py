@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ from gsnn._checks import non_negative, positive
 from gsnn.captures import Capture, Captures
 from gsnn.models.pathway_loss import Memberships, dissimilarity, similarity
 
-PHIS = ("mean", "learned", "channel")
+Phi = Literal["mean", "learned", "channel"]
+PHIS: tuple[Phi, ...] = get_args(Phi)
 CHANNEL_MIN_STD = 1e-3
 _KEY = "pathway regularizers"  # one for all, as `disable(model)` names none
 
@@ -86,7 +87,7 @@ class PathwayLatentRegularizer(torch.nn.Module):
         dissim_pairs: Sequence[tuple[int, int]] | Tensor | None = None,
         lambda_sim: float = 0.1,
         lambda_dis: float = 0.0,
-        phi: str | torch.nn.Module = "mean",
+        phi: Phi | torch.nn.Module = "mean",
         eps: float = 1e-6,
         leave_one_out: bool | None = None,
         min_std: float | None = None,

@@ -1,13 +1,13 @@
 """A linear layer whose weight matrix has a fixed sparsity pattern."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from gsnn._checks import one_of
-from gsnn.kernels.scatter import Incidence, check_backend, incidence, spread
+from gsnn.kernels.scatter import Backend, Incidence, check_backend, incidence, spread
 from gsnn.models.signs import bound, turned
 
 
@@ -19,7 +19,17 @@ def _normal(values: torch.Tensor, std: torch.Tensor | float) -> None:
     values.normal_().mul_(std)
 
 
-INITS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]] = {
+Init = Literal[
+    "xavier_uniform",
+    "xavier_normal",
+    "kaiming_uniform",
+    "kaiming_normal",
+    "uniform",
+    "normal",
+    "degree_normalized",
+    "zeros",
+]
+INITS: dict[Init, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]] = {
     "xavier_uniform": lambda v, fan_in, fan_out: _uniform(v, (6 / (fan_in + fan_out)).sqrt()),
     "xavier_normal": lambda v, fan_in, fan_out: _normal(v, (2 / (fan_in + fan_out)).sqrt()),
     "kaiming_uniform": lambda v, fan_in, fan_out: _uniform(v, (6 / fan_in).sqrt()),
@@ -100,8 +110,8 @@ class SparseLinear(torch.nn.Module):
         indices: torch.Tensor,
         size: tuple[int, int],
         bias: bool = True,
-        init: str = "degree_normalized",
-        backend: str = "bucketed",
+        init: Init = "degree_normalized",
+        backend: Backend = "bucketed",
     ) -> None:
         super().__init__()
         self.N, self.M = size

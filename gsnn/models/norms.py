@@ -6,6 +6,7 @@ plan laid the nodes out.
 """
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 
@@ -15,7 +16,8 @@ from gsnn.models.signs import bound
 
 #: Dimensions of (N, C, B) that a norm averages over.
 _DIMS = {"layer": (1,), "rms": (1,), "groupbatch": (1, 2), "batch": (2,)}
-NORMS = ("layer", "rms", "softmax", "groupbatch", "batch", "none")
+Norm = Literal["layer", "rms", "softmax", "groupbatch", "batch", "none"]
+NORMS: tuple[Norm, ...] = get_args(Norm)
 MOMENTUM = 0.1
 
 
@@ -38,7 +40,7 @@ class NodeNorm(torch.nn.Module):
     weight: torch.Tensor | None
     bias: torch.Tensor | None
 
-    def __init__(self, kind: str, n_nodes: int, channels: int, affine: bool = True) -> None:
+    def __init__(self, kind: Norm, n_nodes: int, channels: int, affine: bool = True) -> None:
         super().__init__()
         self.kind = kind
         self.centre = kind != "rms"

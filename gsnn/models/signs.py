@@ -21,13 +21,14 @@ when it is wanted: projection at the time of use, as in dual averaging (Nesterov
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
 from gsnn.graph.container import EDGE_TYPES, HeteroGraph
 
-EDGE_SIGNS = ("free", "respect")
+EdgeSigns = Literal["free", "respect"]
+EDGE_SIGNS: tuple[EdgeSigns, ...] = get_args(EdgeSigns)
 #: Norms that treat a node's channels one by one, or scale all of them alike without a look at the sample.
 MONOTONE_NORMS = ("none", "batch", "groupbatch")
 
@@ -46,7 +47,11 @@ def turned(values: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
 
 
 def check_signs(
-    edge_signs: str, graph: HeteroGraph, norm: str, node_mlp: bool, nonlin: Callable[[], torch.nn.Module]
+    edge_signs: EdgeSigns,
+    graph: HeteroGraph,
+    norm: str,
+    node_mlp: bool,
+    nonlin: Callable[[], torch.nn.Module],
 ) -> None:
     """Refuse what ``edge_signs`` cannot hold its promise with.
 

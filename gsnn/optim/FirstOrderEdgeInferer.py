@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from gsnn.optim.first_order import FirstOrderInferer
+from gsnn.optim.first_order import FirstOrderInferer, Score
 from gsnn.optim.gradient_pass import Batch
+from gsnn.stats.moments import LayerAgg
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,7 +60,11 @@ class FirstOrderEdgeInferer(FirstOrderInferer):
         return h, g
 
     def evaluate(
-        self, layer_agg: str = "mean", exclude_self: bool = True, score: str = "omp", ridge: float = 0.05
+        self,
+        layer_agg: LayerAgg = "mean",
+        exclude_self: bool = True,
+        score: Score = "omp",
+        ridge: float = 0.05,
     ) -> pd.DataFrame:
         """Score every ordered pair of function nodes.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from gsnn.optim.edge_table import (
 )
 from gsnn.optim.gradient_pass import Batch, over_batches
 from gsnn.optim.layer_captures import LayerCaptures
-from gsnn.stats.moments import aggregate, partial_correlation
+from gsnn.optim.magnitudes import MagnitudeScore
+from gsnn.stats.moments import LayerAgg, aggregate, partial_correlation
 from gsnn.stats.processes import group_of, merged_fit
 from gsnn.stats.ranking import best_rows
 from gsnn.stats.samples import Collector, Statistics, joined
@@ -70,9 +71,23 @@ class MagnitudeEdgeInferer:
     than function nodes, their moments from then on. `evaluate(top_k=k)` adds 16 N^2 bytes to it. They are
     where the model is while it is fitted, on a GPU too. Source of GSNN: Evans et al. 2024,
     doi 10.1101/2024.02.28.582164.
+
+    >>> from gsnn.models.GSNN import GSNN
+    >>> from gsnn.simulate.scenarios import converging_tiers
+    >>> scenario = converging_tiers(4)
+    >>> x, _, y, _ = (torch.tensor(a).float() for a in scenario.sample(64, 0, seed=0))
+    >>> graph = scenario.partial
+    >>> model = GSNN(graph.edge_index_dict, graph.node_names_dict, channels=4, layers=3)
+    >>> inferer = MagnitudeEdgeInferer(model, graph)
+    >>> inferer.fit([(x, y)], verbose=False)
+    64
+    >>> inferer.evaluate()[["src_func", "dst_func", "corr"]].shape
+    (56, 3)
     """
 
-    def __init__(self, model: nn.Module, data: Any, reduction: str = "l1", use_pre_norm: bool = True) -> None:
+    def __init__(
+        self, model: nn.Module, data: Any, reduction: Literal["l1", "l2"] = "l1", use_pre_norm: bool = True
+    ) -> None:
         if reduction not in _NORMS:
             raise ValueError(f"reduction must be 'l1' or 'l2', got {reduction!r}")
         self.kept = KeptEdges.of(data)
@@ -231,9 +246,9 @@ class MagnitudeEdgeInferer:
 
     def evaluate(
         self,
-        layer_agg: str = "mean",
+        layer_agg: LayerAgg = "mean",
         exclude_self: bool = True,
-        score: str = "corr",
+        score: MagnitudeScore = "corr",
         ridge: float = 1e-8,
         top_k: int | None = None,
     ) -> pd.DataFrame:
@@ -311,7 +326,7 @@ class MagnitudeEdgeInferer:
         columns["q_value"] = benjamini_hochberg(columns["p_value"], None if top_k is None else family)
         return edge_table(self.kept, columns.pop("source"), columns.pop("target"), "corr", columns)
 
-    def _blocks(self, score: str) -> Iterator[tuple[Tensor, Tensor]]:
+    def _blocks(self, score: MagnitudeScore) -> Iterator[tuple[Tensor, Tensor]]:
         """Targets (T,) and what they are conditioned on (T, k), in blocks that bound temporary arrays."""
         assert self._seen is not None
         device = self._seen.mean_x.device
@@ -334,8 +349,8 @@ class MagnitudeEdgeInferer:
         *,
         top_k: Iterable[int] = (1, 3, 5),
         filtered: bool = False,
-        layer_agg: str = "mean",
-        score: str = "corr",
+        layer_agg: LayerAgg = "mean",
+        score: MagnitudeScore = "corr",
         ridge: float = 1e-8,
     ) -> dict[str, Any]:
         """How well the table finds `positive_edges`, (source name, target name) pairs missing from the graph.

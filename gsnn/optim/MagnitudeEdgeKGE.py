@@ -25,16 +25,16 @@ from gsnn.optim.edge_table import (
     rank_in_targets,
 )
 from gsnn.optim.MagnitudeEdgeInferer import MagnitudeEdgeInferer
-from gsnn.optim.mining import STRATEGIES, MinedEdges, mask_of
+from gsnn.optim.mining import EDGES, STRATEGIES, Edges, MagnitudeScore, MinedEdges, Strategy, mask_of
 from gsnn.optim.skip_gram import NO_CONTEXT, train_epoch
 from gsnn.optim.walks import Transitions, random_walks, window_pairs
+from gsnn.stats.moments import LayerAgg
 from gsnn.stats.ranking import auc
 from gsnn.stats.significance import benjamini_hochberg
 
 if TYPE_CHECKING:
     import pandas as pd
 
-EDGES = ("joint", "inferred", "true")
 _INIT_SD = 0.1  # of an embedding before training: scores start near 0, where no pair is ruled out
 
 
@@ -102,9 +102,9 @@ class MagnitudeEdgeKGE(nn.Module):
         mei: MagnitudeEdgeInferer,
         *,
         embedding_dim: int = 64,
-        score: str = "corr",
-        layer_agg: str = "max",
-        mining_strategy: str = "fdr",
+        score: MagnitudeScore = "corr",
+        layer_agg: LayerAgg = "max",
+        mining_strategy: Strategy = "fdr",
         fdr_alpha: float = 0.05,
         top_k_per_target: int = 5,
         exclude_edges: Iterable[Any] = (),
@@ -119,7 +119,7 @@ class MagnitudeEdgeKGE(nn.Module):
         lr: float = 1e-2,
         weight_decay: float = 1e-4,
         directed: bool = False,
-        edges: str = "joint",
+        edges: Edges = "joint",
     ) -> None:
         super().__init__()
         if not isinstance(mei, MagnitudeEdgeInferer):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -119,7 +119,7 @@ class MagnitudeEdgeRegressor(nn.Module):
         weight_decay: float = 1e-4,
         dropout: float = 0.0,
         ridge: float = 0.0,
-        score_mode: str = "abs",
+        score_mode: Literal["abs", "relu", "signed"] = "abs",
         ema_momentum: float = 0.1,
         window: int = 1024,
         process_group: Any = None,
@@ -300,7 +300,7 @@ class MagnitudeEdgeRegressor(nn.Module):
         eps = torch.finfo(self.W.dtype).eps
         for pair, r in enumerate(self._recent.correlations(eps)):
             columns[f"corr_a{pair}_g{pair + 1}"] = r[source, target]
-        alternative = "two-sided" if self.score_mode == "abs" else "greater"
+        alternative: Literal["two-sided", "greater"] = "two-sided" if self.score_mode == "abs" else "greater"
         p = self._recent.regression(eps, scale=self.standardize).p_values(alternative)
         columns["p_value"] = p[source, target]
         columns["q_value"] = benjamini_hochberg(columns["p_value"])

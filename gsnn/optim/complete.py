@@ -30,6 +30,7 @@ from gsnn.optim.edge_table import KeptEdges
 from gsnn.optim.search import Search, Stages
 from gsnn.optim.staging import (
     Samples,
+    Score,
     checked,
     loss,
     squared_errors,
@@ -73,7 +74,7 @@ def complete(
     budget: int | str,
     *,
     stages: int = 8,
-    score: str = "omp",
+    score: Score = "omp",
     candidates: Any = None,
     priors: Any = None,
     validation: tuple[Any, Any] | None = None,

@@ -20,6 +20,7 @@ from gsnn.optim.search import Edge, Search, spend
 from gsnn.optim.staging import (
     CompletionSettings,
     Samples,
+    Score,
     checked,
     outputs,
     train_together,
@@ -68,7 +69,7 @@ def complete_cv(
     groups: Any = None,
     *,
     stages: int = 8,
-    score: str = "omp",
+    score: Score = "omp",
     candidates: Any = None,
     priors: Any = None,
     draws: int = 3,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -28,14 +28,15 @@ from gsnn.optim.edge_table import (
 )
 from gsnn.optim.gradient_pass import Batch, over_batches
 from gsnn.optim.layer_captures import LayerCaptures
-from gsnn.stats.moments import aggregate
+from gsnn.stats.moments import LayerAgg, aggregate
 from gsnn.stats.pursuit import GroupMoments, Pursuit, largest
 from gsnn.stats.significance import benjamini_hochberg
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCORES = ("omp", "whitened", "gradient")
+Score = Literal["omp", "whitened", "gradient"]
+SCORES: tuple[Score, ...] = get_args(Score)
 
 
 class FirstOrderInferer(ABC):
@@ -181,7 +182,9 @@ class FirstOrderInferer(ABC):
             raise RuntimeError("nothing to evaluate yet: call fit(dataloader) first")
         return self._seen
 
-    def evaluate(self, layer_agg: str = "mean", *, score: str = "omp", ridge: float = 0.05) -> pd.DataFrame:
+    def evaluate(
+        self, layer_agg: LayerAgg = "mean", *, score: Score = "omp", ridge: float = 0.05
+    ) -> pd.DataFrame:
         """Score every pair of a source and a target.
 
         Parameters
@@ -206,7 +209,7 @@ class FirstOrderInferer(ABC):
         """
         return self._table(layer_agg, False, score, ridge)
 
-    def _table(self, layer_agg: str, exclude_self: bool, score: str, ridge: float) -> pd.DataFrame:
+    def _table(self, layer_agg: LayerAgg, exclude_self: bool, score: Score, ridge: float) -> pd.DataFrame:
         one_of("layer_agg", layer_agg, ("mean", "max"))
         _check_score(score, ridge)
         moments = self._moments()
@@ -235,7 +238,7 @@ class FirstOrderInferer(ABC):
         self,
         k: int,
         *,
-        score: str = "omp",
+        score: Score = "omp",
         ridge: float = 0.05,
         candidates: Any = None,
         priors: Any = None,
@@ -308,8 +311,8 @@ class FirstOrderInferer(ABC):
         *,
         top_k: Iterable[int] = (1, 3, 5),
         filtered: bool = False,
-        layer_agg: str = "mean",
-        score: str = "omp",
+        layer_agg: LayerAgg = "mean",
+        score: Score = "omp",
         ridge: float = 0.05,
     ) -> dict[str, Any]:
         """How well the table finds `positive_edges`, (source name, target name) pairs missing from the graph.
@@ -349,6 +352,6 @@ def residual_gates(blocks: Sequence[Any]) -> Tensor:
     return torch.stack([block.residual_weight.detach().relu() for block in blocks])
 
 
-def _check_score(score: str, ridge: float) -> None:
+def _check_score(score: Score, ridge: float) -> None:
     one_of("score", score, SCORES)
     positive("ridge", ridge)

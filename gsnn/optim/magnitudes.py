@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ SCORES: dict[str, Callable[[Tensor], Tensor]] = {  # what a weight is worth, by 
     "relu": torch.relu,
     "signed": torch.clone,
 }
+
+MagnitudeScore = Literal["corr", "partial"]
 
 
 def check_aggregators(aggregators: Iterable[str]) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +12,17 @@ from scipy.special import expit
 
 from gsnn.optim.edge_table import KeptEdges, Pair
 from gsnn.optim.MagnitudeEdgeInferer import MagnitudeEdgeInferer
+from gsnn.optim.magnitudes import MagnitudeScore
+from gsnn.stats.moments import LayerAgg
 from gsnn.stats.significance import benjamini_hochberg
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-STRATEGIES = ("fdr", "topk_per_target")
+#: Which positives an embedding learns.
+Edges = Literal["joint", "inferred", "true"]
+EDGES: tuple[Edges, ...] = get_args(Edges)
+Strategy = Literal["fdr", "topk_per_target"]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 
 def mask_of(kept: KeptEdges, pairs: Iterable[Pair]) -> Mask:
@@ -45,9 +51,9 @@ class MinedEdges:
     def of(
         cls,
         mei: MagnitudeEdgeInferer,
-        score: str,
-        layer_agg: str,
-        strategy: str,
+        score: MagnitudeScore,
+        layer_agg: LayerAgg,
+        strategy: Strategy,
         fdr_alpha: float,
         top_k: int,
         excluded: Mask,

@@ -16,7 +16,7 @@ from gsnn.data.scaling import Scaling
 from gsnn.graph.container import HeteroGraph
 from gsnn.io import container
 from gsnn.optim.FirstOrderEdgeInferer import FirstOrderEdgeInferer
-from gsnn.optim.staging import CompletionSettings, Samples, loss, stage_sizes, train_together
+from gsnn.optim.staging import CompletionSettings, Samples, Score, loss, stage_sizes, train_together
 from gsnn.train.resume import check_same_run, describe_versions, graph_checksum, text_checksum
 
 KIND = "gsnn_completion"
@@ -38,7 +38,7 @@ class Search:
         data: Samples,
         settings: CompletionSettings,
         seed: int,
-        score: str,
+        score: Score,
         candidates: Any,
         priors: Any,
     ) -> None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,11 +20,13 @@ from gsnn.data.scaling import Scaling, scaling_of
 from gsnn.graph.container import EDGE_TYPES, NODE_TYPES, HeteroGraph
 from gsnn.graph.depth import default_layers
 from gsnn.models.GSNN import GSNN
+from gsnn.models.norms import Norm
 from gsnn.train.defaults import default_epochs
-from gsnn.train.loop import fit
+from gsnn.train.loop import Schedule, fit
 from gsnn.train.side_by_side import fit_side_by_side
 
-SCORES = ("omp", "whitened")
+Score = Literal["omp", "whitened"]
+SCORES: tuple[Score, ...] = get_args(Score)
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class CompletionSettings:
 
     channels: int = 8
     layers: int | None = None
-    norm: str = "groupbatch"
+    norm: Norm = "groupbatch"
     dropout: float = 0.0
     batch_size: int = 64
     weight_decay: float = 1e-2
@@ -176,7 +178,7 @@ def train_together(
     epochs: Sequence[int],
     *,
     lr: float,
-    schedule: str,
+    schedule: Schedule,
     verbose: bool | str = False,
     checkpoint: Path | None = None,
 ) -> None:

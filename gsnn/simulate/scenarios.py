@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import networkx as nx
 import numpy as np
@@ -22,6 +22,8 @@ from gsnn.simulate.nx2pyg import nx2pyg
 from gsnn.simulate.simulate import Samples, simulate, simulate_sde
 
 Edge: TypeAlias = tuple[str, str]
+
+Nonlinearity = Literal["linear", "tanh"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +180,7 @@ def disconnected_pathways(
 def random_signed_dag(
     n_functions: int = 40,
     held_out_share: float = 0.3,
-    nonlinearity: str = "linear",
+    nonlinearity: Nonlinearity = "linear",
     seed: int = 0,
     *,
     n_inputs: int | None = None,
@@ -218,7 +220,7 @@ def random_signed_dag(
 def cyclic(
     n_functions: int = 20,
     held_out_share: float = 0.2,
-    nonlinearity: str = "tanh",
+    nonlinearity: Nonlinearity = "tanh",
     seed: int = 0,
     *,
     n_inputs: int | None = None,
@@ -254,7 +256,7 @@ def _signed_scenario(
     outputs: tuple[str, ...],
     between: list[Edge],
     held_out_share: float,
-    nonlinearity: str,
+    nonlinearity: Nonlinearity,
 ) -> Scenario:
     n, n_out = len(functions), len(outputs)
     fed = set(v for _, v in between)

@@ -59,6 +59,13 @@ def simulate(
 
     Raises ``TypeError`` or ``ValueError`` for a cyclic graph (naming one cycle), nodes or edges that are not
     in G, an argument out of its range, and a special function that does not return a finite number.
+
+    Example:
+        >>> G = nx.DiGraph([("drug", "kinase"), ("kinase", "growth")])
+        >>> signs = {("drug", "kinase"): -1}
+        >>> x, _, y, _ = simulate(G, 100, 0, ["drug"], ["growth"], signed_edges=signs, seed=0)
+        >>> x.shape, y.shape, bool(np.corrcoef(x[:, 0], y[:, 0])[0, 1] < 0)
+        ((100, 1), (100, 1), True)
     """
     system = _System.checked(
         G, n_train, n_test, input_nodes, output_nodes, noise_scale, special_functions, signed_edges

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from torch import Tensor
 # A quotient of residual to total variance below this is rounding, whatever the ridge.
 _RESIDUAL_FLOOR = 1e-12
 _BLOCK_ELEMENTS = 2**22  # values per temporary array: 32 MiB
+
+LayerAgg = Literal["mean", "max"]
 
 
 class PairMoments(Protocol):
@@ -210,7 +212,7 @@ def partial_correlation(
     return r_xy.clamp_(-1.0, 1.0)
 
 
-def aggregate(r: Tensor, how: str) -> Tensor:
+def aggregate(r: Tensor, how: LayerAgg) -> Tensor:
     """One value per entry from (P, ...): NaN pairs left out, NaN where every pair is NaN.
 
     `how` is 'mean', or 'max' for the signed value of largest magnitude.

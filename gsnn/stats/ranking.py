@@ -6,6 +6,8 @@ score is NaN is also below every false item whose score is NaN. A method gains n
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
@@ -13,7 +15,8 @@ from scipy.stats import rankdata
 from gsnn._checks import one_of, whole
 
 Array = NDArray[np.float64]
-TIES = ("realistic", "optimistic", "pessimistic")
+Ties = Literal["realistic", "optimistic", "pessimistic"]
+TIES: tuple[Ties, ...] = get_args(Ties)
 
 
 def _checked(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -59,7 +62,7 @@ def average_precision(scores: ArrayLike, labels: ArrayLike) -> float:
 
 
 def ranks(
-    scores: ArrayLike, targets: ArrayLike, known: ArrayLike | None = None, ties: str = "realistic"
+    scores: ArrayLike, targets: ArrayLike, known: ArrayLike | None = None, ties: Ties = "realistic"
 ) -> Array:
     """Rank (1 is best) of one candidate per query: (Q,).
 

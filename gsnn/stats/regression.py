@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ class PooledFit(NamedTuple):
     se: Array
     degrees: Array
 
-    def p_values(self, alternative: str = "two-sided") -> Array:
+    def p_values(self, alternative: Literal["two-sided", "greater"] = "two-sided") -> Array:
         """(N, T) of Student's t test of coef = 0, against 'two-sided' (coef != 0) or 'greater' (coef > 0)."""
         one_of("alternative", alternative, ("two-sided", "greater"))
         with np.errstate(invalid="ignore", divide="ignore"):

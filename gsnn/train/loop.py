@@ -12,7 +12,7 @@ import math
 import operator
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -30,7 +30,8 @@ from gsnn.train.tables import Table, prepare
 
 Criterion = Callable[..., torch.Tensor]
 
-SCHEDULES = ("cosine", "constant")
+Schedule = Literal["cosine", "constant"]
+SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 
 
 def fit(
@@ -46,7 +47,7 @@ def fit(
     weight_decay: float = 1e-2,
     patience: int | None = None,
     crit: Criterion | None = None,
-    schedule: str = "cosine",
+    schedule: Schedule = "cosine",
     standardize: bool | Scaling = False,
     restore_best: bool = True,
     seed: int | None = None,
@@ -116,6 +117,17 @@ def fit(
         FloatingPointError: the loss became NaN or infinite. The weights of the best epoch so far (by
             validation loss; the initial ones where there is none) are put back first, and the checkpoint is
             deleted.
+
+    Example:
+        >>> from gsnn.models.GSNN import GSNN
+        >>> from gsnn.simulate.scenarios import converging_tiers
+        >>> scenario = converging_tiers(4)
+        >>> x, _, y, _ = scenario.sample(64, 0, seed=0)
+        >>> graph = scenario.partial
+        >>> model = GSNN(graph.edge_index_dict, graph.node_names_dict, channels=4, layers=3)
+        >>> history = fit(model, x, y, epochs=3, standardize=True, seed=0, verbose=False)
+        >>> len(history.train_loss), predict(model, x).shape
+        (3, (64, 4))
     """
     check_options(epochs, batch_size, lr, weight_decay, patience, schedule, validation, restore_best)
     whole("checkpoint_every", checkpoint_every)
@@ -288,7 +300,7 @@ def epoch_state(
     return EpochState(done.epoch, epochs, *losses, done.best_epoch, model, member, members)
 
 
-def rate(lr: float, schedule: str, step: int, n_steps: int) -> float:
+def rate(lr: float, schedule: Schedule, step: int, n_steps: int) -> float:
     """The learning rate of a step (from 0) of ``n_steps``."""
     return lr if schedule == "constant" else lr * 0.5 * (1.0 + math.cos(math.pi * step / n_steps))
 
@@ -358,7 +370,7 @@ def check_options(
     lr: float,
     weight_decay: float,
     patience: int | None,
-    schedule: str,
+    schedule: Schedule,
     validation: tuple[Any, Any] | float | None,
     restore_best: bool,
 ) -> None:

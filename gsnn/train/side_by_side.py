@@ -22,6 +22,7 @@ from gsnn.train.callbacks import Callbacks, EpochState, checked, stop_asked
 from gsnn.train.history import History
 from gsnn.train.loop import (
     Criterion,
+    Schedule,
     check_options,
     default_criterion,
     epoch_state,
@@ -73,7 +74,7 @@ def fit_side_by_side(
     weight_decay: float = 1e-2,
     patience: int | None = None,
     crit: Criterion | None = None,
-    schedule: str = "cosine",
+    schedule: Schedule = "cosine",
     standardize: bool | Scaling = False,
     restore_best: bool = True,
     device: torch.device | str | None = None,
@@ -199,7 +200,7 @@ class _Settings:
     weight_decay: float
     patience: int | None
     crit: Criterion
-    schedule: str
+    schedule: Schedule
     restore_best: bool
     checkpoint_every: int
     calls: list[Callable[[EpochState], Any]]
