@@ -264,6 +264,17 @@ def test_r2_is_that_of_the_predictions_in_units_of_the_training_rows(crossed):
         nested(x, y, others={"mine": found.predictions[2][:5]})
 
 
+def test_what_is_measured_in_a_test_fold_has_no_say_in_its_predictions(crossed):
+    x, y, found = crossed
+    test = halves(161)[0][1]
+    other = y.copy()
+    other[test] = 100.0 * np.random.default_rng(0).normal(size=(len(test), 3))
+    other[7] = np.nan
+    again = nested(x, other)
+    np.testing.assert_array_equal(again.predictions[2][test], found.predictions[2][test])
+    assert not np.allclose(again.predictions[2][1:], found.predictions[2][1:], equal_nan=True)
+
+
 @pytest.mark.parametrize("at", [3, 4])
 def test_an_interrupted_cross_validation_goes_on(crossed, tmp_path, monkeypatch, at):
     """Trainings: before the first stage, after each of two, then all networks at once."""
