@@ -7,12 +7,13 @@ matplotlib.use("Agg")
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 import torch
 from sklearn.linear_model import RidgeCV
 
 from gsnn.app.candidates import rank_edges
 from gsnn.app.demo import write_tables
-from gsnn.app.settings import Options
+from gsnn.app.settings import Options, new_model
 from gsnn.app.workflow import run
 from gsnn.data.tables import load_data
 from gsnn.models.GSNN import GSNN
@@ -134,3 +135,29 @@ def test_edges_are_those_of_the_inferer_on_standardised_tables_largest_over_laye
         assert off.max() > 0.02  # the tables tell the right way from these
     again = rank_edges(result.model, data, verbose=False)
     assert again["score"].equals(result.ranking["score"])
+
+
+def test_p_and_q_of_repeated_inputs(monkeypatch, tmp_path):
+    """Samples of equal inputs are one draw; where only the best of each target are listed, q is not given."""
+    paths = write_tables(converging_tiers(4), tmp_path, n=40, seed=0)
+    data = load_data(paths["edges"], paths["x"], paths["y"], nodes=paths["nodes"])
+    data.x.iloc[:] = data.x.to_numpy()[np.arange(40) % 8 + 8 * (np.arange(40) // 20)]
+    distinct = len({tuple(row) for row in data.x.to_numpy()})
+    assert distinct == 16
+    model = new_model(data, OPTIONS, seed=0)
+    table = rank_edges(model, data, verbose=False)
+    scored = table[table["rank"].notna()]
+    edges = pd.read_csv(paths["edges"], sep="\t")
+    functions = data.graph.node_names_dict["function"]
+    parents = edges[edges["source"].isin(functions)].groupby("target").size()
+    n_cond = scored["target"].map(parents).fillna(0)
+    assert n_cond.nunique() > 1
+    z = np.sqrt(distinct - 3 - n_cond) * np.arctanh(scored["score"])
+    expected = scipy.stats.norm.sf(z)  # one-sided: a missing edge makes the correlation positive
+    np.testing.assert_allclose(scored["p_value"], expected, rtol=1e-6)
+    np.testing.assert_allclose(scored["q_value"], scipy.stats.false_discovery_control(expected), rtol=1e-6)
+    monkeypatch.setattr("gsnn.app.candidates._MOST_EDGES", 15)  # 64 pairs are more than four times as many
+    few = rank_edges(model, data, verbose=False)
+    assert few["q_value"].isna().all() and few["p_value"].notna().any()
+    merged = few.merge(table, on=["source", "target"], suffixes=("", "_all"))
+    np.testing.assert_allclose(merged["p_value"], merged["p_value_all"])
