@@ -34,22 +34,38 @@ from queue import Queue
 
 ROOT = Path(__file__).resolve().parents[1]
 TIME_LIMIT = 240.0  # seconds; a mutant that hangs is noticed
+_SHOWN = 70  # characters of a change
 
-RUN = ["test_main_job.py", "test_workflow.py", "test_report_html.py", "test_cli.py"]
+RUN = ["test_main_job.py", "test_workflow.py", "test_report_html.py", "test_cli.py", "test_run_completes.py"]
 TESTS = {
+    "gsnn/train/callbacks.py": ["test_callbacks.py"],
+    "gsnn/train/defaults.py": ["test_suggestion.py", "test_stopping.py"],
     "gsnn/train/history.py": ["test_train.py"],
     "gsnn/train/loop.py": ["test_train_oracle.py", "test_train.py", "test_resume.py", "test_rows.py"],
     "gsnn/train/resume.py": ["test_resume.py"],
+    "gsnn/train/side_by_side.py": ["test_fit_side_by_side.py"],
     "gsnn/train/tables.py": ["test_train_oracle.py", "test_train.py", "test_rows.py"],
+    "gsnn/train/trackers.py": ["test_trackers.py"],
+    "gsnn/train/uncertainty.py": ["test_uncertainty.py"],
     "gsnn/app/candidates.py": RUN,
     "gsnn/app/compare.py": ["test_compare.py", *RUN],
+    "gsnn/app/completion.py": ["test_run_completes.py", "test_cli.py"],
+    "gsnn/app/findings.py": [
+        "test_report_html.py",
+        "test_run_completes.py",
+        "test_workflow.py",
+        "test_cli.py",
+    ],
     "gsnn/app/report.py": RUN,
     "gsnn/app/settings.py": RUN,
+    "gsnn/app/training.py": [*RUN, "test_resume.py"],
     "gsnn/app/workflow.py": [*RUN, "test_resume.py"],
     "gsnn/data/tables.py": ["test_tables.py", "test_main_job.py", "test_workflow.py"],
     "gsnn/stats/baselines.py": ["test_compare.py", "test_main_job.py"],
+    "gsnn/stats/conformal.py": ["test_uncertainty.py"],
     "gsnn/stats/moments.py": ["test_moments.py", "test_inferer.py"],
     "gsnn/stats/processes.py": ["test_distributed.py"],
+    "gsnn/stats/pursuit.py": ["test_first_order.py", "test_input_output_edges.py"],
     "gsnn/stats/ranking.py": ["test_ranking.py", "test_inferer.py"],
     "gsnn/stats/regression.py": ["test_regression.py", "test_regressor.py"],
     "gsnn/stats/samples.py": ["test_samples.py", "test_inferer.py"],
@@ -103,9 +119,11 @@ def mutants_of(path: str) -> list[Mutant]:
     for number, (node, field, index, new) in enumerate(_changes(tree)):
         place = getattr(node, field)
         old = place if index is None else place[index]
-        before = ast.unparse(node) if isinstance(node, ast.expr) else ast.unparse(old)
+        # The whole expression says more than its changed part, as long as the change is in what is shown.
+        shown = isinstance(node, ast.expr) and len(ast.unparse(node)) <= _SHOWN
+        before = ast.unparse(node) if shown else _text(old, new)
         _put(node, field, index, new)
-        after = ast.unparse(node) if isinstance(node, ast.expr) else ast.unparse(new)
+        after = ast.unparse(node) if shown else _text(new, old)
         line = getattr(old, "lineno", getattr(node, "lineno", 0))
         text = ast.unparse(ast.fix_missing_locations(tree))
         _put(node, field, index, old)
@@ -120,9 +138,20 @@ def _put(node: ast.AST, field: str, index: int | None, value: object) -> None:
         getattr(node, field)[index] = value
 
 
+def _text(what: object, other: object) -> str:
+    """A changed part; of two lists, what the other has not."""
+    if isinstance(what, list) and isinstance(other, list):
+        others = [ast.unparse(item) for item in other]
+        kept = [item for item in what if ast.unparse(item) not in others] or (
+            what if len(what) == len(other) else []
+        )
+        return ", ".join(map(ast.unparse, kept)) or "(left out)"
+    return ast.unparse(what) if isinstance(what, ast.AST) else repr(what)
+
+
 def _short(text: str) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= 70 else line[:67] + "..."
+    return line if len(line) <= _SHOWN else line[: _SHOWN - 3] + "..."
 
 
 Change = tuple[ast.AST, str, int | None, object]

@@ -208,3 +208,13 @@ def test_library_does_not_print(path):
     for node in ast.walk(ast.parse(path.read_text())):
         is_print = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
         assert not is_print, f"{path}, line {node.lineno}: use logging"
+
+
+def test_mutation_testing_knows_every_module_of_its_rooms():
+    import mutate
+
+    rooms = {path for room in ("train", "stats") for path in (ROOT / room).glob("*.py")}
+    known = {mutate.ROOT / path for path in mutate.TESTS}
+    assert {path for path in rooms if path.name != "__init__.py"} <= known
+    for files in mutate.TESTS.values():
+        assert all((ROOT / "tests" / name).exists() for name in files)
