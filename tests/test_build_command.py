@@ -15,6 +15,7 @@ from gsnn.app import build_command
 from gsnn.app.cli import app
 
 COLUMNS = "source target source_genesymbol target_genesymbol is_stimulation is_inhibition n_references"
+QUICK = ("--folds", 0, "--epochs", 1, "--channels", 2, "--complete", 0)
 OMNIPATH = (
     COLUMNS.replace(" ", "\t")
     + """
@@ -79,7 +80,7 @@ def test_the_example_of_the_help_runs_as_printed_and_gsnn_run_reads_its_files(st
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["function_nodes"] == 5
     assert "no edge feeds 1 of 3 output nodes: 'NONE'" in done.stderr
-    done = invoke("run", *tables, "--folds", 2, "--epochs", 1, "--channels", 2, "--out", "results", "--quiet")
+    done = invoke("run", *tables, *QUICK, "--out", "results", "--quiet")
     assert done.exit_code == 0, done.output
     assert (study / "results" / "report.html").exists()
 
@@ -194,7 +195,9 @@ def test_the_page_goes_to_a_report_in_two_commands_and_five_lines(tmp_path, monk
     exec(first, scope)
     commands = re.findall(r"^gsnn (.*)$", re.search(r"```sh\n(.*?)```", text, re.DOTALL)[1], re.MULTILINE)
     assert len(commands) == 2
-    for command, more in zip(commands, ([], ["--folds=2", "--epochs=2", "--quiet"]), strict=True):
+    for command, more in zip(
+        commands, ([], ["--folds=2", "--epochs=2", "--complete=0", "--quiet"]), strict=True
+    ):
         done = invoke(*shlex.split(command), *more)  # shorter than by default, otherwise as printed
         assert done.exit_code == 0, done.output
         assert "warning" not in done.stderr

@@ -227,6 +227,24 @@ def test_signs_that_disagree(signs, confidences, sign, said):
     assert report["kept"].tolist() == [True, False, False, True, True]
 
 
+def test_a_complex_may_repeat_a_part_and_disagree_on_another():
+    table = pd.DataFrame(
+        [("a", "b", 1), ("a", "COMPLEX:b_c", 1), ("a", "c", -1), ("a", "COMPLEX:c_b", 1)],
+        columns=["source", "target", "sign"],
+    )
+    graph, report = build(table, ["a"], ["b", "c"], return_report=True)
+    assert edges_of(graph) == {("a", "b"): 1, ("a", "c"): 1}
+    said = "signs of a -> c disagree: 1 by rows 2, -1 by rows 1; taken as 1"
+    assert report["reason"].tolist()[:4] == ["", said, "repeats row 1", "repeats row 1"]
+
+
+def test_missing_flags_are_no():
+    table = pd.DataFrame({"source": ["a", "b"], "target": ["b", "c"]})
+    table["is_stimulation"] = pd.array([True, pd.NA], dtype="boolean")
+    table["is_inhibition"] = [float("nan"), 1.0]
+    assert list(edges_of(build(table, ["a"], ["c"])).values()) == [1, -1]
+
+
 def test_sif_files(tmp_path):
     path = tmp_path / "PKN.sif"
     path.write_text("EGF\t1\tEGFR\n\nEGFR\t-1\tRas\tPI3K\nalone\n")
@@ -327,6 +345,8 @@ def test_bad_interactions(tmp_path):
     ):
         build(CHAIN[["source", "target"]].rename(columns={"target": "aim"}), ["a"], ["e"])
     assert edges_of(build(CHAIN.rename(columns={"target": "aim"}), ["a"], ["e"], target="aim"))
+    with pytest.raises(ValueError, match="min_confidence must be a finite number, got 'B'"):
+        build(CHAIN, ["a"], ["e"], min_confidence="B")
     with pytest.raises(ValueError, match="complexes must be one of 'split', 'keep', got 'join'"):
         build(CHAIN, ["a"], ["e"], complexes="join")
     with pytest.raises(FileNotFoundError):

@@ -241,6 +241,6 @@ def test_tables_in_memory_are_checked_and_run(study, tmp_path):
     ):
         with pytest.raises(error, match=message):
             match_data(*args)
-    options = Options(folds=2, epochs=1, channels=2, layers=2)
+    options = Options(folds=2, epochs=1, channels=2, layers=2, complete=0)
     run(match_data(graph, x, y), tmp_path / "out", options, verbose=False)
     assert (tmp_path / "out" / "report.html").exists()

@@ -13,7 +13,7 @@ class Samples:
 
     ``x`` (samples x inputs) and ``y`` (samples x outputs, NaN = not measured) have the same rows; ``groups``
     has one label per row: samples of one label stand on the same side of every split. ``targets`` says what
-    each input acts on, where the file says so, as :func:`gsnn.graph.build` takes it.
+    each input acts on, where the file says so, as :func:`gsnn.graph.build_graph.build` takes it.
     """
 
     x: pd.DataFrame

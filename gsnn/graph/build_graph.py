@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias, overload
 import pandas as pd
 import torch
 
-from gsnn._checks import one_of, whole
+from gsnn._checks import finite, one_of, whole
 from gsnn._text import did_you_mean, some_names
 from gsnn.graph.container import GraphWarning, HeteroGraph
 from gsnn.graph.database import Edge, Row, read_interactions, read_partners, settle_signs
@@ -133,6 +133,8 @@ def build(
         TypeError, ValueError: a column is missing, an argument is no table and no names, no path is left.
     """
     one_of("complexes", complexes, ("split", "keep"))
+    if min_confidence is not None:
+        finite("min_confidence", min_confidence)
     if max_hops is not None:
         max_hops = whole("max_hops", max_hops, 2)
     rows, signed = read_interactions(

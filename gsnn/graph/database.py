@@ -63,7 +63,7 @@ def read_interactions(
     split: bool,
     warn: bool,
 ) -> tuple[list[Row], bool]:
-    """The rows of an interaction table, and whether it has signs. See :func:`gsnn.graph.build`.
+    """The rows of an interaction table, and whether it has signs. See :func:`gsnn.graph.build_graph.build`.
 
     Rows that state nothing (no name, not directed, a self interaction, too little confidence) have no edges
     and a reason.
@@ -121,16 +121,13 @@ def settle_signs(rows: Iterable[Row]) -> dict[Edge, int]:
             claims.setdefault(edge, []).append(row)
     signs = {}
     for edge, stated in claims.items():
-        owner = stated[0]
-        owner.owned.append(edge)
-        for row in stated[1:]:
-            if not row.owned and not row.reason:
-                row.reason = f"repeats row {owner.number}"
+        stated[0].owned.append(edge)
         found = {row.sign for row in stated} - {0}
         signs[edge] = found.pop() if len(found) == 1 else _outvoted(edge, stated) if found else 0
-    for row in rows:
-        if row.owned and row.reason.startswith("repeats"):
-            row.reason = ""  # a complex of which only some edges were there before
+    for stated in claims.values():
+        for row in stated:
+            if not row.owned and not row.reason:  # of a complex, some edges may be new
+                row.reason = f"repeats row {claims[row.edges[0]][0].number}"
     return signs
 
 
@@ -264,7 +261,8 @@ def _members(table: pd.DataFrame, role: str, names: list[str], split: bool) -> l
 def read_partners(which: str, given: Any, warn: bool = True) -> tuple[list[Row], list[str], bool]:
     """Rows (input -> function, or function -> output), the names in order, and whether signs are given.
 
-    ``which`` is ``'inputs'`` or ``'outputs'``; see :func:`gsnn.graph.build` for what may be given.
+    ``which`` is ``'inputs'`` or ``'outputs'``; for what may be given see
+    :func:`gsnn.graph.build_graph.build`.
 
     Raises:
         TypeError, ValueError: nothing that could be read as names with partners; no name at all.

@@ -147,8 +147,8 @@ def flags_as_signs(column: pd.Series) -> pd.Series:
 
 
 def _truth(cell: object) -> bool:
-    word = "" if cell is None or cell != cell else str(cell).strip().lower()
-    if word not in _TRUE and word not in _FALSE and word not in ("na", "nan", "none", "<na>"):
+    word = str(cell).strip().lower()
+    if word not in (*_TRUE, *_FALSE, "na", "nan", "none", "<na>"):
         raise ValueError(f"a column of yes and no must hold TRUE, FALSE, 1 or 0, got {cell!r}")
     return word in _TRUE
 
