@@ -217,4 +217,4 @@ def test_mutation_testing_knows_every_module_of_its_rooms():
     known = {mutate.ROOT / path for path in mutate.TESTS}
     assert {path for path in rooms if path.name != "__init__.py"} <= known
     for files in mutate.TESTS.values():
-        assert all((ROOT / "tests" / name).exists() for name in files)
+        assert all((mutate.ROOT / "tests" / name).exists() for name in files)
