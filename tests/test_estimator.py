@@ -344,6 +344,23 @@ def test_defaults_are_those_of_graph_and_data():
     assert model.models_[0].ResBlocks[0].lin_in is model.models_[0].ResBlocks[1].lin_in
 
 
+def test_the_signs_of_the_graph_can_bind_the_network():
+    x, y = table()
+    index, names = graph().edge_index_dict, graph().node_names_dict
+    signs = {etype: -torch.ones(index[etype].shape[1]) for etype in index}
+    signed = HeteroGraph(index, names, signs)
+    model = regressor(graph=signed, norm="none", model_options={"edge_signs": "respect"}, epochs=3).fit(x, y)
+    (network,) = model.models_
+    assert network.config["edge_signs"] == "respect" and network.graph == signed
+    given = torch.randn(20, 3, requires_grad=True)
+    outputs = network(given).sum(0)
+    u, v = (torch.autograd.grad(output, given, retain_graph=True)[0] for output in outputs)
+    assert (u[:, :2] >= 0).all() and (v[:, 2] >= 0).all()  # two inhibitions
+    assert (v[:, :2] <= 0).all() and (v[:, :2] < 0).any()  # three
+    with pytest.raises(ValueError, match="needs edge_weight_dict"):
+        regressor(norm="none", model_options={"edge_signs": "respect"}).fit(x, y)
+
+
 def test_after_an_error_in_a_callback_it_predicts_what_was_learnt():
     def fails(state):
         if state.epoch == 2:

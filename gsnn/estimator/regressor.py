@@ -55,7 +55,8 @@ class GSNNRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         dropout: share of channel values dropped in training.
         norm: see :class:`gsnn.models.GSNN.GSNN`.
         share_layers: all blocks use the same weights.
-        model_options: further arguments of GSNN, a dict.
+        model_options: further arguments of GSNN, a dict, such as ``{"edge_signs": "respect"}``, the signs
+            being those of the graph's weights, or ``{"context": [...]}``.
         epochs: by default about 2,000 steps, in 30 to 400 epochs; ``'auto'`` tries several lengths inside the
             training samples, see :func:`gsnn.estimator.stopping.choose_epochs`, at several times the cost.
         batch_size, lr, weight_decay, patience, crit, schedule, standardize, restore_best, device: as
@@ -349,7 +350,7 @@ class GSNNRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
                 dropout=self.dropout,
                 norm=self.norm,
                 share_layers=self.share_layers,
-                **(self.model_options or {}),
+                **{"edge_weight_dict": graph.edge_weight_dict, **(self.model_options or {})},
             )
 
     def _validation_pair(self, X: Any, Y: Any) -> tuple[Any, Any]:
