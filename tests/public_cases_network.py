@@ -429,7 +429,7 @@ add(
 )
 add(
     "gsnn.train.tables",
-    Tables=lambda w: call(w.x, w.y, None, False, None, {}),
+    Tables=lambda w: call(w.x, w.y, None, None, None, False, None, {}),
     prepare=Case(prepare_arguments, changes=(5,)),
 )
 

@@ -79,6 +79,10 @@ NO_CALL = {
     "gsnn.captures.CapturingModel": "a protocol",
     "gsnn.captures.CaptureNames": "a base class of blocks; ResBlock is checked",
     "gsnn.stats.moments.PairMoments": "a protocol",
+    "gsnn.train.callbacks.Callback": "a protocol",
+    "gsnn.train.trackers.TensorBoard": "it imports an extra; see tests/test_trackers.py",
+    "gsnn.train.trackers.MLflow": "it imports an extra; see tests/test_trackers.py",
+    "gsnn.train.trackers.WandB": "it imports an extra; see tests/test_trackers.py",
     "gsnn.app.cli.demo": "half a minute; it hands its arguments to gsnn.app.demo.demo",
 }
 
@@ -119,5 +123,10 @@ def _packages():
 
 
 # The cases themselves; importing a file registers what stands in it.
-for _file in ("public_cases_network", "public_cases_inference", "public_cases_tables"):
+for _file in (
+    "public_cases_network",
+    "public_cases_inference",
+    "public_cases_tables",
+    "public_cases_estimator",
+):
     importlib.import_module(_file)

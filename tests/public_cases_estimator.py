@@ -1,0 +1,68 @@
+"""Calls of what the estimator, callbacks and weights of samples make public."""
+
+import numpy as np
+import pandas as pd
+from public_registry import Case, add, call
+
+from gsnn.train.callbacks import EpochState
+from gsnn.train.resume import Progress
+
+FIT = {"channels": 2, "layers": 2, "epochs": 2, "random_state": 1}
+
+
+def state(w):
+    return EpochState(1, 3, 0.5, 0.4, 0.1, 1, w.model)
+
+
+def fit_and_predict(made, w):
+    made.fit(*w.frames, groups=np.arange(24) // 2, sample_weight=np.ones(24))
+    return made.predict(w.frames[0]), made.score(*w.frames)
+
+
+add(
+    "gsnn.estimator.regressor",
+    GSNNRegressor=Case(lambda w: call(w.graph, **FIT, validation=0.25), use=fit_and_predict),
+)
+add(
+    "gsnn.estimator.stopping",
+    EpochChoice=lambda w: call(5, {5: 0.1}, "why"),
+    choose_epochs=Case(
+        lambda w: call(w.new_model, w.x[:6].numpy(), w.y[:6].numpy(), folds=2, lr=1.0), once=True
+    ),
+)
+add(
+    "gsnn.estimator.suggestion",
+    Suggestion=Case(lambda w: call({"lr": 0.1}, {}, {"lr": "why"}), use=lambda found, w: str(found)),
+    suggest=lambda w: call(w.graph, *w.frames),
+)
+add(
+    "gsnn.estimator.tables",
+    Samples=Case(
+        lambda w: call(w.x.numpy(), w.y.numpy(), None, np.arange(24) // 2),
+        use=lambda samples, w: (len(samples), [vars(part) for part in samples.split(0.25, 3)]),
+    ),
+    text_columns=lambda w: call(w.frames[0]),
+    graph_of=lambda w: call(w.graph, None, 3, None, 2),
+    numeric_inputs=lambda w: call(w.x.numpy(), None),
+    numeric_outputs=lambda w: call(w.y.numpy()),
+    positions=lambda w: call(["a", "b"], ["b", "a"]),
+)
+add(
+    "gsnn.train.callbacks",
+    EpochState=Case(lambda w: call(*vars(state(w)).values()), use=lambda s, w: s.metrics()),
+    checked=lambda w: call([len]),
+    stop_asked=lambda w: call([lambda s: s.epoch == 1], state(w)),
+)
+add("gsnn.train.defaults", default_epochs=lambda w: call(100, 64))
+add(
+    "gsnn.train.loop",
+    default_criterion=lambda w: call(None),
+    weighted_mse=lambda w: call(w.y, w.y + 1, w.y.abs()),
+    epoch_state=lambda w: call(Progress({}, 1, [1.0], [2.0], [0.1]), 3, w.model),
+)
+add(
+    "gsnn.data.match",
+    aligned=lambda w: call(w.frames[1][::-1], w.frames[0], "Y"),
+    as_weights=lambda w: call(pd.Series(1.0, w.frames[0].index), w.frames[0], 24),
+    is_pandas=lambda w: call(w.frames[0]),
+)
