@@ -16,6 +16,7 @@ NAMES = (
     "02_your_own_tables",
     "03_simulating_data",
     "04_from_a_database",
+    "05_scikit_learn",
     "11_pathway_regularization",
     "13_post_hoc_edge_inference",
     "14_online_edge_inference",
