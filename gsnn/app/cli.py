@@ -96,6 +96,8 @@ def run(
     Columns of X and Y are matched with the graph's nodes by name. Writes report.html, metrics.json, edges.csv,
     graph_completed.tsv, model_completed.safetensors, model.safetensors, predictions.csv, ranking.csv and
     figures/ to the folder --out. After an interruption the same command goes on from the last checkpoint.
+
+    Example: gsnn run --edges demo_out/data/edges.tsv --x demo_out/data/X.tsv --y demo_out/data/Y.tsv --out results
     """  # noqa: E501 - its first line stands in the list of commands
     with user_errors(out):
         from gsnn.app import workflow
@@ -149,7 +151,10 @@ def demo(
     seed: Annotated[int, typer.Option(help="Fixes the simulated data and the run.")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
 ) -> None:
-    """The same job on simulated data whose missing edges are known."""
+    """The same job on simulated data whose missing edges are known.
+
+    Example: gsnn demo --out demo_out
+    """
     with user_errors():
         from dataclasses import replace
 
