@@ -39,7 +39,8 @@ def rank_edges(model: GSNN, data: Data, *, verbose: bool) -> pd.DataFrame:
 
     Pairs that cannot be scored come last, without a rank and with a ``reason``: no signal varies at the
     source, no gradient comes back to the target, fewer than ten degrees of freedom are left by the target's
-    kept parents, or these determine it. p counts samples with equal inputs as one.
+    kept parents, or these determine it. p counts samples with equal inputs as one. It is that of the largest
+    correlation over pairs of layers as if there were one pair, and so too small where these differ.
     """
     samples = RowDataset(model, data.x, data.y)
     # Without a generator of its own a loader draws from the global one.

@@ -83,7 +83,8 @@ class FirstOrderEdgeInferer(FirstOrderInferer):
         score, has_edge, n_cond, sv_a{p}_g{p+1} for each pair, p_value, q_value`. `n_cond` is the number of
         parents projected off. `p_value` is of the score test of E[h_i g_j'] = 0, of what is left of both;
         smallest of the pairs times P. It asks whether the network is stationary, which one trained for a
-        finite time never is: see :func:`gsnn.optim.verify.verify` for a test of what an edge is worth.
+        finite time never is: see :func:`gsnn.optim.verify.verify` for a test of what an edge is worth. In
+        one that is, p is uniform for one pair and many samples, and too large for few or for several pairs.
 
         Raises
         ------

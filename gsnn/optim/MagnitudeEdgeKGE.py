@@ -349,7 +349,7 @@ class MagnitudeEdgeKGE(nn.Module):
         -------
         DataFrame by descending `score`, ties by index: `src_func, dst_func, src_idx, dst_idx, score,
         has_edge, [n_cond], corr_a{p}_g{p+1} for each pair, p_value, q_value`. All after `has_edge` is of the
-        mined correlations: an embedding has no significance of its own.
+        mined correlations, p too small for 'max': an embedding has no significance of its own.
         """
         if fuse is not None:
             non_negative("fuse", fuse)

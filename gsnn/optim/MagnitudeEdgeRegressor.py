@@ -290,9 +290,12 @@ class MagnitudeEdgeRegressor(nn.Module):
         (`gsnn.stats.regression`). It is two-sided for the score_mode 'abs', else one-sided (weight > 0).
         The weights tested are W where W is at the least-squares solution; they do not depend on how far W
         has been trained, nor on dropout and ridge, which shrink it. NaN where the window is too short for a
-        regression on N nodes, a magnitude is constant, or other nodes determine it. `q_value` is Benjamini &
-        Hochberg's over the rows. As for every score by magnitudes, a small p says that magnitudes go
-        together, not that an edge is missing. RuntimeError before the first `aux_step`.
+        regression on N nodes, a magnitude is constant, or other nodes determine it. Without any dependence p
+        is uniform for one pair and aggregator, and nearly so for several with many more samples than nodes
+        (with 100 for 46 nodes .065 at .05). `q_value` is Benjamini & Hochberg's over the rows. As for every
+        score by magnitudes, a small p says that magnitudes go together, not that an edge is missing.
+
+        Raises RuntimeError before the first `aux_step`.
         """
         self._check_fitted()
         source, target = all_pairs(self.kept, exclude_self)

@@ -201,7 +201,8 @@ class FirstOrderInferer(ABC):
         score, has_edge, n_cond, sv_<place> for each place, p_value, q_value`. `n_cond` is the number of
         sources projected off. `p_value` is of the score test of E[h_i g_j'] = 0, of what is left of both;
         smallest of the places times their number. It asks whether the network is stationary, which one
-        trained for a finite time never is.
+        trained for a finite time never is. In one that is, p is uniform for one place and many samples, and
+        too large for few or for several places.
 
         Raises
         ------

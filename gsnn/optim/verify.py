@@ -84,7 +84,8 @@ def verify(
 
     - `gain` : share of the loss on unused samples that the edge takes away; `gain_low`, `gain_high` its 95%
       interval over samples
-    - `p_value` : one-sided, of a gain of at most `margin`; `q_value` : Benjamini & Hochberg's over the
+    - `p_value` : one-sided, of a gain of at most `margin`, by Student's t over samples: uniform for an edge
+      worth just `margin`, too large for one worth less; `q_value` : Benjamini & Hochberg's over the
       candidates; `verified` : q_value <= alpha
     - `placebo_gain` : mean gain of up to three random sources of the same target, treated alike
     - `alternatives` : for a verified edge a tuple of the (source, target) pairs into the same target that
