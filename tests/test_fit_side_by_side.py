@@ -7,6 +7,7 @@ import pytest
 import torch
 from dense_oracle import random_graph
 
+from gsnn.data.scaling import Scaling
 from gsnn.models.GSNN import GSNN
 from gsnn.models.SideBySide import SideBySide
 from gsnn.train import side_by_side as module
@@ -141,6 +142,17 @@ def test_an_interrupted_fit_goes_on(tmp_path, monkeypatch, steps, most):
             assert all(torch.equal(value, model.state_dict()[k]) for k, value in other.state_dict().items())
     with pytest.raises(ValueError, match="lr was"):
         fit_side_by_side(networks(dropout=0.2), data, lr=0.5, **options)
+
+
+def test_a_checkpoint_of_another_scaling_is_refused(tmp_path):
+    path, data = tmp_path / "fit.safetensors", tables((20,))
+    options = {"seeds": [0], "epochs": 2, "verbose": False, "checkpoint_path": path}
+    scalings = [Scaling.of(*(torch.tensor(t) for t in rows)) for rows in (data[0], tables((33,))[0])]
+    fit_side_by_side(networks(n=1), data, standardize=scalings[0], **options)
+    fit_side_by_side(networks(n=1), data, standardize=scalings[0], **options)  # finished, and taken as it is
+    for other in (scalings[1], True, False):
+        with pytest.raises(ValueError, match="standardize was"):
+            fit_side_by_side(networks(n=1), data, standardize=other, **options)
 
 
 def test_a_loss_that_explodes():

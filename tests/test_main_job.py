@@ -156,7 +156,9 @@ def test_p_and_q_of_repeated_inputs(monkeypatch, tmp_path):
     expected = scipy.stats.norm.sf(z)  # one-sided: a missing edge makes the correlation positive
     np.testing.assert_allclose(scored["p_value"], expected, rtol=1e-6)
     np.testing.assert_allclose(scored["q_value"], scipy.stats.false_discovery_control(expected), rtol=1e-6)
-    monkeypatch.setattr("gsnn.app.candidates._MOST_EDGES", 15)  # 64 pairs are more than four times as many
+    monkeypatch.setattr("gsnn.app.candidates._MOST_EDGES", 16)  # 64 pairs, four times as many: all are read
+    assert rank_edges(model, data, verbose=False)["q_value"].equals(table["q_value"][:16])
+    monkeypatch.setattr("gsnn.app.candidates._MOST_EDGES", 15)
     few = rank_edges(model, data, verbose=False)
     assert few["q_value"].isna().all() and few["p_value"].notna().any()
     merged = few.merge(table, on=["source", "target"], suffixes=("", "_all"))

@@ -280,7 +280,11 @@ def r2_of(**values):
         ),
         (r2_of(ridge=float("nan")), "graph suffices", "cannot be told"),
         (r2_of(gsnn=None), "cannot be told", "suffice:"),
-        (r2_of(completed=0.51, random=0.5), "nor does a graph with added edges", "does not suffice"),
+        (
+            r2_of(completed=0.51, random=0.5),
+            "better by more than 0.02, nor does a graph with added edges.",
+            "does not suffice",
+        ),
         (
             r2_of(completed=0.6, random=0.5),
             "with 2 edges added the same network predicts better by 0.10",

@@ -64,6 +64,9 @@ def test_benjamini_hochberg_of_some_in_a_family():
     )
     with pytest.raises(ValueError, match="family must contain every value of p"):
         benjamini_hochberg([1e-5], family=p)
+    for odd in (1.5, -0.5):
+        with pytest.raises(ValueError, match=r"p must be in \[0, 1\]"):
+            benjamini_hochberg([0.2], family=[0.2, odd, 0.4])
 
 
 @pytest.mark.parametrize("size", [1, 2, 7])

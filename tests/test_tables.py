@@ -598,3 +598,12 @@ def test_odd_cells_are_read_back_or_refused(tmp_path_factory, rows, separator, q
         return
     sent = [[cell.strip() for cell in row] for row in table.to_numpy().tolist()]
     assert len(found) >= len(sent) if broken else found == sent
+
+
+def test_four_samples_are_enough_and_three_are_not(files):
+    def first(n):
+        return {name: lambda text: "".join(text.splitlines(keepends=True)[: n + 1]) for name in ("x", "y")}
+
+    assert len(load(files(**first(4))).x) == 4
+    with pytest.raises(ValueError, match="must have at least 4 samples to train and test on, got 3"):
+        load(files(**first(3)))

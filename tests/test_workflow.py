@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import matplotlib
 
@@ -415,3 +416,26 @@ def test_edges_are_ranked_on_what_a_user_gives_the_inferer(finished, paths):
     found = result.ranking.dropna(subset="score").set_index(["source", "target"])["score"]
     assert len(found) == len(table) > 10
     np.testing.assert_allclose(found, table.loc[found.index], rtol=1e-6)
+
+
+@pytest.mark.parametrize("completed", [False, True])
+def test_the_graph_is_drawn_with_the_edges_that_were_found(paths, monkeypatch, completed):
+    data = load(paths)
+    ranking = pd.DataFrame({"rank": [1, 2, 3, None], "source": list("abcd"), "target": list("efgh")})
+    edges = pd.DataFrame({"src_func": ["p", "q"], "dst_func": ["r", "s"]})
+    added = SimpleNamespace(edges=edges, nested=SimpleNamespace(table="the table")) if completed else None
+    drawn = {}
+    for name in ("layered_graph", "r2_by_edges", "learning_curve", "predicted_vs_measured"):
+        monkeypatch.setattr(
+            workflow.plot, name, lambda *args, name=name, **options: drawn.update({name: (args, options)})
+        )
+    figures = workflow.figures_of(data, {"gsnn": "yhat"}, ranking, added, ["history"], 2, [("x", "y")])
+    for draw in figures.values():
+        draw()
+    inferred = [("p", "r"), ("q", "s")] if completed else [("a", "e"), ("b", "f")]
+    assert drawn["layered_graph"] == ((data.graph,), {"inferred": inferred, "held_out": [("x", "y")]})
+    assert drawn["learning_curve"] == ((["history"],), {"val_label": "test fold"})
+    assert drawn["predicted_vs_measured"][0][1] == "yhat"
+    assert drawn["predicted_vs_measured"][0][0] is data.y
+    assert drawn.get("r2_by_edges") == ((("the table",), {}) if completed else None)
+    assert ("added_edges" in figures, "top_edges" in figures) == (completed, not completed)
