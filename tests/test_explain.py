@@ -9,6 +9,7 @@ import torch
 
 from gsnn.data.scaling import Scaling
 from gsnn.explain import Subgraph, attribute, contrast, subgraph
+from gsnn.explain.attribution import _integrated
 from gsnn.graph import HeteroGraph
 from gsnn.models.GSNN import GSNN
 from gsnn.plot import explanation
@@ -94,6 +95,20 @@ def test_scores_sum_to_the_difference_of_the_predictions(of, norm, x):
     found = attribute(model, x, "o1", of=of, per_sample=True)
     np.testing.assert_allclose(found.sum(axis=1), gap, atol=0.01 * np.sqrt(np.mean(gap**2)))
     assert found.attrs["completeness"]["error"] < 0.01
+
+
+def test_a_narrow_kink_on_the_way_is_integrated():
+    """f = tanh(2000 (x0 - k)) + x1^2 with a k for each sample, whose integrals are known apart."""
+    kinks = torch.tensor([0.37, 0.5, 0.9137], dtype=torch.float64)
+    end = torch.tensor([[1.0, 2.0], [1.0, -1.0], [1.0, 0.5]], dtype=torch.float64)
+
+    def f(z, k):
+        return torch.tanh(2000 * (z[:, 0] - k)) + z[:, 1] ** 2
+
+    scores, completeness = _integrated(captum.attr, f, torch.zeros_like(end), end, (kinks,))
+    wanted = torch.stack([torch.full((3,), 2.0, dtype=torch.float64), end[:, 1] ** 2], 1)
+    torch.testing.assert_close(scores, wanted, rtol=0, atol=0.02)
+    assert completeness["error"] < 0.005 and completeness["steps"] < 1000
 
 
 def test_units_are_those_of_predict(x):
