@@ -544,7 +544,7 @@ add(
     "gsnn.app.settings",
     Options=lambda w: call(folds=2),
     settle=lambda w: call(w.small_data, w.options),
-    default_epochs=lambda w: call(100, 64),
+    reasons=lambda w: call(w.small_data, w.options),
     new_model=lambda w: call(w.small_data, w.options, 0),
 )
 

@@ -72,6 +72,8 @@ def test_check_counts_and_warns(demo):
     said = json.loads(done.stdout)
     assert (said["samples"], said["function_nodes"], said["measured"]) == (40, 10, 1.0)
     assert said["edges"] == {"function->function": 7, "input->function": 5, "function->output": 5}
+    assert said["why"]["epochs"] == "400 epochs of 1 step: about 2,000 steps, in 30 to 400 epochs"
+    assert f"  {said['why']['layers']}\n" in invoke(*words, "--edges", "demo_out/data/edges.tsv").stdout
     table = pd.read_csv("demo_out/data/Y.tsv", sep="\t", index_col=0)
     table.rename(columns={"o1": "oh1"}).to_csv("odd.tsv", sep="\t")
     done = invoke(

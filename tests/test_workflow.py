@@ -20,7 +20,7 @@ from gsnn.app.candidates import rank_edges
 from gsnn.app.compare import METHODS
 from gsnn.app.demo import demo, write_tables
 from gsnn.app.report import before_reading, describe
-from gsnn.app.settings import Options, default_epochs, default_layers, new_model, settle
+from gsnn.app.settings import Options, default_epochs, default_layers, new_model, reasons, settle
 from gsnn.app.training import train_one
 from gsnn.app.workflow import run
 from gsnn.data.tables import Data, load_data
@@ -338,6 +338,19 @@ def test_every_pair_of_a_graph_without_function_edges_is_a_candidate(paths, tmp_
         ("f0", "f1"),
         ("f1", "f0"),
     }
+
+
+def test_settings_come_with_their_reasons(paths):
+    data = load(paths)
+    found = reasons(data, Options(batch_size=8))
+    assert found == {
+        "layers": "4 layers: function nodes on the longest of the shortest paths from an input to an output, "
+        "within 4 to 12",
+        "epochs": "400 epochs of 5 steps: about 2,000 steps, in 30 to 400 epochs",
+    }
+    assert reasons(data, Options())["epochs"].startswith("400 epochs of 1 step:")
+    given = reasons(data, Options(layers=3, epochs=7))
+    assert given == {"layers": "3 layers, as asked for", "epochs": "7 epochs, as asked for"}
 
 
 def test_default_layers_let_every_signal_arrive():

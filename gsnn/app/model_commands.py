@@ -117,7 +117,7 @@ def check(
     Example: gsnn check --edges demo_out/data/edges.tsv --x demo_out/data/X.tsv --y demo_out/data/Y.tsv
     """
     with user_errors():
-        from gsnn.app.settings import Options, settle
+        from gsnn.app.settings import Options, reasons, settle
         from gsnn.data.tables import load_data
         from gsnn.graph.container import EDGE_TYPES
 
@@ -132,7 +132,7 @@ def check(
             target=target,
             sign=sign,
         )
-        settled = settle(data, Options(folds=0))
+        settled, why = settle(data, Options(folds=0)), reasons(data, Options(folds=0))
         names, index = data.graph.node_names_dict, data.graph.edge_index_dict
         said: dict[str, Any] = {
             "samples": len(data.x),
@@ -143,6 +143,7 @@ def check(
             "groups": None if data.groups is None else int(data.groups.nunique()),
             "layers": settled.layers,
             "epochs": settled.epochs,
+            "why": why,
             "warnings": list(data.warnings),
         }
     counts = ", ".join(f"{n} {kind}" for kind, n in said["edges"].items())
@@ -150,8 +151,8 @@ def check(
         f"{said['samples']} samples ({said['distinct_inputs']} distinct inputs), "
         f"{said['input_nodes']} inputs, {said['function_nodes']} function nodes, "
         f"{said['output_nodes']} outputs\nedges: {counts}\n"
-        f"{said['measured']:.1%} of Y measured; gsnn run would take {said['layers']} layers and "
-        f"{said['epochs']} epochs\n{len(data.warnings) or 'no'} warning(s)"
+        f"{said['measured']:.1%} of Y measured; gsnn run would take\n"
+        f"  {why['layers']}\n  {why['epochs']}\n{len(data.warnings) or 'no'} warning(s)"
     )
     _say(said, text, as_json)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -63,6 +64,26 @@ def settle(data: Data, options: Options) -> Options:
     except (RuntimeError, AssertionError) as err:  # a build without CUDA asserts
         raise ValueError(f"device {options.device!r} cannot be used: {err}") from None
     return options
+
+
+def reasons(data: Data, options: Options) -> dict[str, str]:
+    """Why ``layers`` and ``epochs`` are what :func:`settle` makes of ``options``: a sentence for each.
+
+    Neither looks at how well anything is predicted. For a length that was tried inside the training samples
+    see :func:`gsnn.estimator.stopping.choose_epochs`.
+    """
+    settled = settle(data, options)
+    assert settled.epochs is not None
+    layers, epochs = f"{settled.layers} layers", f"{settled.epochs} epochs"
+    found = {"layers": f"{layers}, as asked for", "epochs": f"{epochs}, as asked for"}
+    if options.layers is None:
+        path = "function nodes on the longest of the shortest paths from an input to an output"
+        found["layers"] = f"{layers}: {path}, within 4 to 12"
+    if options.epochs is None:
+        steps = math.ceil(len(data.x) / options.batch_size)
+        many = "s" * (steps > 1)
+        found["epochs"] = f"{epochs} of {steps} step{many}: about 2,000 steps, in 30 to 400 epochs"
+    return found
 
 
 def new_model(data: Data, options: Options, seed: int, graph: HeteroGraph | None = None) -> GSNN:

@@ -27,7 +27,7 @@ from gsnn.app.completion import Completed, budget_of, nested
 from gsnn.app.completion import completed as complete
 from gsnn.app.report import describe, long_predictions, write
 from gsnn.app.run_folder import RunFolder, name_of
-from gsnn.app.settings import Options, new_model, settle
+from gsnn.app.settings import Options, new_model, reasons, settle
 from gsnn.app.training import train_one
 from gsnn.data.tables import Data
 from gsnn.graph.depth import unreached_outputs
@@ -98,7 +98,7 @@ def run(
     """
     out = check_out(out, force, fresh)
     start = time.perf_counter()
-    options = settle(data, options)
+    why, options = reasons(data, options), settle(data, options)
     out.mkdir(parents=True, exist_ok=True)
     unfinished = RunFolder(out)
     whole = name_of({**identity(data, options), "top": options.top, "held_out": list(map(list, held_out))})
@@ -137,6 +137,7 @@ def run(
         metrics = {
             **describe(data),
             "settings": asdict(options),
+            "why": why,
             **judged,
             "unreached": unreached_outputs(data.graph, options.layers),
             "completion": {"skipped": skipped} if completed is None else completed.facts(),
