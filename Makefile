@@ -69,6 +69,18 @@ mutation: $(STAMP)  ## does the suite notice wrong changes? a seeded sample, abo
 kills: $(STAMP)  ## fit, run, complete and verify killed 50 times each: do they go on to the same result?
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kills.py --out benchmarks/results/kills.csv
 
+# One processor runs it in some minutes; ROUNDS=2000 for longer.
+ROUNDS ?= 200
+SANITIZED := build/sanitized
+sanitize:  ## random networks through the compiled blocks under the address, undefined behaviour and thread sanitizers
+	mkdir -p $(SANITIZED)
+	$(CC) -g -O1 -fno-math-errno -fno-trapping-math -Wno-psabi -fsanitize=address,undefined \
+		-fno-sanitize-recover=undefined tests/fuzz_blocks.c -o $(SANITIZED)/memory -lm -lpthread
+	$(CC) -g -O1 -fno-math-errno -fno-trapping-math -Wno-psabi -fsanitize=thread tests/fuzz_blocks.c \
+		-o $(SANITIZED)/threads -lm -lpthread
+	$(SANITIZED)/memory $(ROUNDS)
+	$(SANITIZED)/threads $(ROUNDS)
+
 bench: $(STAMP)
 	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
 

@@ -333,7 +333,6 @@ add(
         lambda w: call(channels=2),
         use=lambda s, w: (s.model(w.graph, 0), s.epochs_of(10, 24), s.final_epochs(24)),
     ),
-    check_int=lambda w: call("k", 3, 1),
     Samples=Case(lambda w: call(**vars(samples(w))), use=lambda s, w: (s.take([0, 2]), s.scaled(w.scaling))),
     checked=lambda w: call(2, 1, "omp", 0, {"channels": 2}),
     outputs=lambda w: call(w.model, samples(w)),
@@ -400,4 +399,9 @@ add(
     "gsnn.explain.subnetwork",
     Subgraph=subgraph_arguments,
     subgraph=lambda w: call(w.trained, w.frames[0], "o0", size=3, n_random=2),
+)
+add(
+    "gsnn.optim.first_order",
+    has_residuals=lambda w: call(list(w.model.ResBlocks)),
+    residual_gates=lambda w: call(list(w.model.ResBlocks)),
 )

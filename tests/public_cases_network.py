@@ -407,6 +407,8 @@ add(
     stops=lambda w: call(Progress({}, 0, [1.0], [2.0], [0.1]), 1),
     rate=lambda w: call(0.1, "cosine", 3, 10),
     loss_of=lambda w: call(torch.nn.functional.mse_loss, w.y, w.y + 1, False),
+    default_criterion=lambda w: call(None),
+    weighted_mse=lambda w: call(w.y, w.y + 1, w.y.abs()),
     check_options=lambda w: call(3, 9, 0.1, 0.0, None, "cosine", None, True),
 )
 add("gsnn.train.history", History=Case(lambda w: call(**vars(w.history)), use=lambda h, w: h.to_frame()))
@@ -461,3 +463,4 @@ add(
     load=lambda w: call(w.model_file),
     read_header=lambda w: call(w.model_file),
 )
+add("gsnn.train.defaults", default_epochs=lambda w: call(100, 64))

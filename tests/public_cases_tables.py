@@ -150,6 +150,7 @@ add(
 add(
     "gsnn.data.match",
     is_frame=lambda w: call(w.frames[0]),
+    is_pandas=lambda w: call(w.frames[0]),
     node_names=lambda w: call(w.model, "input"),
     as_pair=lambda w: call(w.model, *w.frames, "x", "y"),
     sample_names=lambda w: call(w.frames[0]),
@@ -539,7 +540,12 @@ add(
     write=write_arguments,
 )
 add("gsnn.app.report_html", html_report=page_arguments)
-add("gsnn.app.run_folder", RunFolder=Case(lambda w: call(w.folder), use=use_folder))
+add(
+    "gsnn.app.run_folder",
+    RunFolder=Case(lambda w: call(w.folder), use=use_folder),
+    FinishedError=lambda w: call("it"),
+    name_of=lambda w: call({"a": 1}),
+)
 add(
     "gsnn.app.settings",
     Options=lambda w: call(folds=2),

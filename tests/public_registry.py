@@ -87,6 +87,34 @@ NO_CALL = {
 }
 
 
+#: Newer than the registry: called by tests of their own, but not yet by these. None may be added.
+NO_CASE_YET = {
+    "gsnn.models.context.ContextGate",
+    "gsnn.models.context.context_columns",
+    "gsnn.models.signs.bind",
+    "gsnn.models.signs.bound",
+    "gsnn.models.signs.check_signs",
+    "gsnn.models.signs.signs_of_edges",
+    "gsnn.models.signs.signs_of_parameters",
+    "gsnn.models.signs.turned",
+    "gsnn.optim.InputEdgeInferer.InputEdgeInferer",
+    "gsnn.optim.OutputEdgeInferer.OutputEdgeInferer",
+    "gsnn.optim.first_order.FirstOrderInferer",
+    "gsnn.optim.gradient_pass.Batch",
+    "gsnn.optim.gradient_pass.over_batches",
+    "gsnn.stats.conformal.coverage",
+    "gsnn.stats.conformal.cross_conformal",
+    "gsnn.stats.conformal.spread_interval",
+    "gsnn.train.callbacks.Callback",
+    "gsnn.train.trackers.MLflow",
+    "gsnn.train.trackers.TensorBoard",
+    "gsnn.train.trackers.WandB",
+    "gsnn.train.uncertainty.Ensemble",
+    "gsnn.train.uncertainty.Forecast",
+    "gsnn.train.uncertainty.fit_ensemble",
+}
+
+
 def add(module, **cases):
     """Register cases of a module's names; a function is short for a case that needs no more."""
     for name, case in cases.items():

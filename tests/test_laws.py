@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gsnn.data.scaling import Scaling
@@ -23,7 +23,8 @@ from gsnn.optim.MagnitudeEdgeInferer import MagnitudeEdgeInferer
 from gsnn.optim.verify import verify
 from gsnn.train import fit, predict
 
-few = settings(max_examples=10, deadline=None, derandomize=True)
+patient = [HealthCheck.too_slow]  # of a loaded machine
+few = settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=patient)
 KINDS = ("input", "function", "output")
 
 
