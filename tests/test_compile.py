@@ -61,7 +61,8 @@ def test_two_recompilations_at_most_over_the_sizes_of_a_batch(norm, backend):
             tensors = [x, *model.parameters()]
             got, wanted = (torch.autograd.grad(y.square().mean(), tensors) for y in (output, expected))
             torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
-        assert 1 <= len(graphs) <= 3
+        old = torch.__version__.startswith("2.4.")  # which compiles a norm over the batch for each size anew
+        assert 1 <= len(graphs) <= (5 if old else 3)
 
 
 def test_few_compilations_with_masks_and_edge_states():
