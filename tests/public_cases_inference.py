@@ -405,3 +405,18 @@ add(
     has_residuals=lambda w: call(list(w.model.ResBlocks)),
     residual_gates=lambda w: call(list(w.model.ResBlocks)),
 )
+
+
+def use_other_ends(inferer, w):
+    inferer.fit(w.batches, verbose=False)
+    return inferer.evaluate(), inferer.greedy(1), inferer.n
+
+
+for end in ("Input", "Output"):
+    case = Case(lambda w: call(w.model, w.graph), use=use_other_ends)
+    add(f"gsnn.optim.{end}EdgeInferer", **{f"{end}EdgeInferer": case})
+add(
+    "gsnn.stats.conformal",
+    spread_interval=lambda w: call(w.numbers.normal(size=(5, 2)), np.ones((5, 2))),
+    coverage=lambda w: call(np.zeros((5, 2)), -np.ones((5, 2)), np.ones((5, 2))),
+)

@@ -464,3 +464,14 @@ add(
     read_header=lambda w: call(w.model_file),
 )
 add("gsnn.train.defaults", default_epochs=lambda w: call(100, 64))
+add(
+    "gsnn.models.context",
+    ContextGate=Case(lambda w: call([0, 2], 6), use=lambda gate, w: gate(w.x, w.plan)),
+    context_columns=lambda w: call(["i2", "i0"], ["i0", "i1", "i2"]),
+)
+add(
+    "gsnn.models.signs",
+    bound=lambda w: call(w.tensor(4), torch.tensor([1.0, -1.0, 0.0, 1.0])),
+    turned=lambda w: call(w.tensor(4), torch.tensor([1.0, -1.0, 0.0, 1.0])),
+    signs_of_parameters=lambda w: call(w.model),
+)

@@ -108,7 +108,18 @@ def res_block(folder, seed, dtype):
     return block, run
 
 
+def context_gate(folder, seed, dtype):
+    from gsnn.models.context import ContextGate
+
+    torch.manual_seed(seed)
+    gate, plan = ContextGate([0, 2], 6).to(dtype), World(folder).plan
+    with torch.no_grad():
+        gate.linear.weight.normal_()
+    return gate, lambda x: gate(x, plan)[:, 0].t()
+
+
 MODULES = {
+    "ContextGate": context_gate,
     "GSNN": gsnn,
     "SideBySide": pair,
     "SparseLinear": sparse,
