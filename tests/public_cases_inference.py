@@ -221,7 +221,7 @@ PLACES = (np.array([0, 1]), np.array([2, 3]))
 add(
     "gsnn.optim.edge_table",
     KeptEdges=Case(lambda w: call(**vars(w.kept)), use=lambda kept, w: (kept.mask, kept.holds(*PLACES))),
-    all_pairs=lambda w: call(4, True),
+    all_pairs=lambda w: call(w.kept, True),
     edge_table=lambda w: call(w.kept, *PLACES, "corr", {"corr": np.array([0.1, 0.2])}),
     check_pairs=lambda w: call(w.missing),
     check_edges=lambda w: call(w.missing, w.kept.names),
