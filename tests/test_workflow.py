@@ -1,7 +1,9 @@
 """The main job on small simulated tables: its files, its invariances and its refusals."""
 
 import json
+import os
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib
@@ -261,6 +263,26 @@ def test_folder_that_is_not_empty(paths, tmp_path):
     assert json.loads((tmp_path / "metrics.json").read_text())["r2"]
     with pytest.raises(FileExistsError, match="out must be a folder"):
         run(load(paths), tmp_path / "notes.txt", QUICK, force=True, verbose=False)
+
+
+def test_metrics_come_last(paths, tmp_path, monkeypatch):
+    """Whoever sees metrics.json sees all files of that run; an earlier one is gone before any is moved."""
+    move, seen = os.replace, []
+
+    def moved(source, target):
+        target = Path(target)
+        if target.suffix != ".safetensors" or target.parent.name != ".checkpoint":
+            seen.append((target.name, (tmp_path / "metrics.json").exists()))
+        move(source, target)
+
+    run(load(paths), tmp_path, QUICK, verbose=False)
+    monkeypatch.setattr("gsnn.app.report.os.replace", moved)
+    run(load(paths), tmp_path, QUICK, force=True, verbose=False)
+    names = [name for name, _ in seen]
+    written = names[names.index("predictions.csv") :]
+    assert {"report.html", "ranking.csv", "model.safetensors"} <= set(names)
+    assert written[-1] == "metrics.json" and names.count("metrics.json") == 1
+    assert not any(there for _, there in seen[-7:])
 
 
 def test_a_failed_run_leaves_no_result(paths, tmp_path, monkeypatch):
