@@ -139,6 +139,14 @@ def test_each_output_learns_from_its_measured_rows(kind):
     assert np.isfinite(yhat).all()
 
 
+def test_two_measured_rows_are_fitted():
+    x = np.linspace(0.0, 1.0, 20)[:, None]
+    y = np.full((20, 1), np.nan)
+    y[[0, 19], 0] = 0.0, 10.0
+    yhat = baseline("ridge", x, y, x, seed=0)
+    np.testing.assert_allclose(yhat[[0, -1], 0], [0.0, 10.0], atol=2.0)  # one row alone gives its mean
+
+
 def test_constant_columns_of_a_fold_do_no_harm():
     x = np.column_stack([np.ones(12), np.arange(12.0)])
     y = np.column_stack([np.full(12, 3.0), 2 * np.arange(12.0)])

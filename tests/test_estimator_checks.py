@@ -10,8 +10,20 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from gsnn import GSNNRegressor, HeteroGraph
 
 
+class Dense:
+    """A graph for any number of features: every input feeds two function nodes, these feed every output.
+
+    No function, whose address would be in the names of the tests, which workers compare.
+    """
+
+    def __repr__(self):
+        return "Dense()"
+
+    def __call__(self, inputs, outputs):
+        return dense(inputs, outputs)
+
+
 def dense(inputs, outputs):
-    """A graph for any number of features: every input feeds two function nodes, these feed every output."""
     pairs = [[i, j] for i in range(len(inputs)) for j in range(2)]
     out = [[j, o] for j in range(2) for o in range(len(outputs))]
     edges = {
@@ -34,6 +46,6 @@ REASONS = {
 QUICK = {"channels": 4, "layers": 2, "epochs": 30, "lr": 0.03, "dropout": 0.0, "norm": "none"}
 
 
-@parametrize_with_checks([GSNNRegressor(dense, **QUICK)], expected_failed_checks=lambda estimator: REASONS)
+@parametrize_with_checks([GSNNRegressor(Dense(), **QUICK)], expected_failed_checks=lambda estimator: REASONS)
 def test_scikit_learns_checks(estimator, check):
     check(estimator)

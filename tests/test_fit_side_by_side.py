@@ -155,6 +155,15 @@ def test_a_checkpoint_of_another_scaling_is_refused(tmp_path):
             fit_side_by_side(networks(n=1), data, standardize=other, **options)
 
 
+def test_a_checkpoint_needs_a_folder(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match="checkpoint_path must be in a folder that exists, got .*nowhere"
+    ):
+        fit_side_by_side(
+            networks(n=1), tables((20,)), seeds=[0], epochs=1, checkpoint_path=tmp_path / "nowhere" / "fit"
+        )
+
+
 def test_a_loss_that_explodes():
     models = networks()
     before = [copy.deepcopy(model.state_dict()) for model in models]

@@ -383,3 +383,9 @@ def test_progress_bar_only_when_asked(table, capsys):
     fit(small_model(), *table, epochs=2, verbose=True)
     out, err = capsys.readouterr()
     assert out == "" and "2 of 2" in err
+
+
+def test_a_small_share_for_validation_is_at_least_one_sample(table):
+    model, (x, y) = small_model(), table
+    history = fit(model, x[:20], y[:20], epochs=1, validation=0.01, verbose=False)
+    assert np.isfinite(history.val_loss).all()

@@ -70,6 +70,7 @@ def test_metrics(finished):
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics == workflow_plain(result.metrics)
     assert set(metrics["r2"]) == set(METHODS) and metrics["r2"]["mean"] == 0.0
+    assert set(metrics["versions"]) == {"gsnn", "torch", "numpy", "python"}
     assert metrics["data"]["samples"] == 40 and metrics["data"]["measured"] == 160
     assert metrics["settings"]["epochs"] == 2 and metrics["settings"]["layers"] == 4
     assert "do not read p_value" in metrics["ranking"]["caution"]
@@ -426,9 +427,9 @@ def test_demo_counts_hidden_edges(tmp_path, monkeypatch):
     assert not (tmp_path / "edges.csv").exists()
 
 
-@pytest.mark.parametrize(("channels", "threads"), [(1, 1), (10**6, 3)])
+@pytest.mark.parametrize(("channels", "threads"), [(1, 1), (630, 1), (631, 3), (10**6, 3)])
 def test_only_work_worth_sharing_gets_more_than_one_thread(paths, channels, threads):
-    data = load(paths)
+    data = load(paths)  # 13 edges and batches of 64: 630 channels are 524,160 numbers, 128 below 2**19
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
