@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from gsnn.data.tables import load_data
+from gsnn.data.tables import DataWarning, load_data
 from gsnn.graph import GraphWarning, HeteroGraph
 from gsnn.models.GSNN import GSNN
 from gsnn.simulate.scenarios import converging_tiers, random_signed_dag
@@ -111,6 +111,7 @@ def _from_folder(recipe: dict, seed: int) -> tuple[Problem, list[Edge], list[Edg
     folder = DATA / recipe["folder"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", GraphWarning)  # an input that reaches no output is in the data
+        warnings.simplefilter("ignore", DataWarning)  # one input a knock-out, as published
         data = load_data(folder / "edges.tsv", folder / "X.tsv", folder / "Y.tsv", nodes=folder / "nodes.tsv")
     G = nx.DiGraph(data.graph.to_networkx())
     functions = set(data.graph.node_names_dict["function"])

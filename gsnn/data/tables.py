@@ -107,7 +107,7 @@ def match_data(graph: Any, x: pd.DataFrame, y: pd.DataFrame, groups: pd.Series |
 
     Args:
         graph: a :class:`gsnn.graph.HeteroGraph`, such as :func:`gsnn.graph.build_graph.build` gives, or
-            what :func:`gsnn.graph.as_graph` takes.
+            what ``gsnn.graph.as_graph`` takes.
         x: samples in rows, named by the index, one column per input node, complete.
         y: the same for output nodes; NaN was not measured.
         groups: a label for each sample, by its name; samples of one label stay together in a split.

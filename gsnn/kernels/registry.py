@@ -1,9 +1,9 @@
-"""Which kernel runs a stack of blocks, and how to choose another.
+"""Which kernel runs a stack of blocks, and how to choose another::
 
     from gsnn import kernels
 
     kernels.chosen(model, x)      # [Choice(kernel='compiled', why_not={...}), ...], one for each block
-    with kernels.use("torch"):    # inside, and without `with` from now on
+    with kernels.use("torch"):    # inside; without "with" from now on
         model(x)
 
 Kernels are asked in the order of :data:`KERNELS` up to ``torch``, which takes everything.
