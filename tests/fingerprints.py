@@ -112,7 +112,7 @@ def process_state():
         "gradients": (torch.is_grad_enabled(), torch.is_anomaly_enabled(), torch.is_inference_mode_enabled()),
         "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
         "numpy's errors": tuple(sorted(np.geterr().items())),
-        "pandas' options": (pd.options.mode.copy_on_write, pd.options.display.max_rows),
+        "pandas' options": (pd.options.display.precision, pd.options.display.max_rows),
         "matplotlib's settings": repr(dict(matplotlib.rcParams)),
         "matplotlib's figures": tuple(matplotlib.pyplot.get_fignums()),
         "warning filters": repr(warnings.filters),

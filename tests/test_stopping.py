@@ -20,7 +20,7 @@ def network(seed):
 
 
 def arrays(n=24, noise=False, seed=0):
-    x, y = (t.to_numpy() for t in table(n, seed))
+    x, y = (t.to_numpy(copy=True) for t in table(n, seed))  # pandas gives what cannot be written
     return x, np.random.default_rng(seed).normal(size=y.shape) if noise else y
 
 
