@@ -125,8 +125,8 @@ add(
     check_backend=lambda w: call("bucketed"),
     Incidence=lambda w: call(*(torch.arange(3) for _ in range(7))),
     incidence=lambda w: call(*scatter_weights(w), w.plan.n_rows, w.plan.n_nodes),
-    spread=Case(lambda w: spread_arguments(w, w.tensor(6, 16)), needs="torch_scatter"),
-    collect=Case(lambda w: spread_arguments(w, w.state), needs="torch_scatter"),
+    spread=Case(lambda w: spread_arguments(w, w.state), needs="torch_scatter"),
+    collect=Case(lambda w: spread_arguments(w, w.channels), needs="torch_scatter"),
     ScatterPlan=Case(lambda w: call(w.model.edge_index, 6, 3, 2), needs="torch_scatter"),
     lin_in=Case(lambda w: scatter_product(LIN_IN(w), w), needs="torch_scatter"),
     lin_out=Case(lambda w: scatter_product(LIN_OUT(w), w), needs="torch_scatter"),
@@ -138,7 +138,7 @@ def spread_arguments(w, x):
 
     rows, nodes = scatter_weights(w)
     where = incidence(rows, nodes, w.plan.n_rows, w.plan.n_nodes)
-    return call(x, w.tensor(len(rows)), where)
+    return call(x, w.tensor(len(rows), 3), where)
 
 
 def scatter_product(arguments, w):
