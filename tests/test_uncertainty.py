@@ -182,3 +182,15 @@ def test_levels_that_are_none(fitted):
     for level in (0.0, 1.0, 90):
         with pytest.raises(ValueError, match="level must be"):
             fitted[-1].predict(fitted[2][:2], level=level)
+
+
+def test_members_keep_the_signs_of_the_edges():
+    x, _, y, _ = TRUTH.sample(30, 0, 0.3, seed=1)
+    graph = TRUTH.partial
+    signs = {etype: torch.ones(index.shape[1]) for etype, index in graph.edge_index_dict.items()}
+    signs["function", "to", "function"][::2] = -1.0
+    options = {"channels": 2, "layers": 3, "norm": "none", "edge_signs": "respect"}
+    model = GSNN(graph.edge_index_dict, graph.node_names_dict, edge_weight_dict=signs, **options)
+    for member in sum(fit_ensemble(model, x, y, epochs=1, n_members=1, folds=2, verbose=False).members, ()):
+        for etype, value in signs.items():
+            assert torch.equal(member.graph.edge_weight_dict[etype], value)
