@@ -155,6 +155,22 @@ def test_a_checkpoint_of_another_scaling_is_refused(tmp_path):
             fit_side_by_side(networks(n=1), data, standardize=other, **options)
 
 
+@pytest.mark.parametrize("other", ["x", "y", "weights"])
+def test_a_checkpoint_of_other_data_is_refused(tmp_path, other):
+    path, data = tmp_path / "fit.safetensors", tables((20,))
+    options = {"seeds": [0], "epochs": 2, "verbose": False, "checkpoint_path": path}
+    fit_side_by_side(networks(n=1), data, **options)
+    model = networks(n=1)
+    if other == "weights":
+        with torch.no_grad():
+            next(model[0].parameters()).add_(1)
+    else:
+        data[0]["xy".index(other)][3, 1] += 1
+    what = "initial weights" if other == "weights" else other
+    with pytest.raises(ValueError, match=f"another run: {what} of network 0 differs. To start"):
+        fit_side_by_side(model, data, **options)
+
+
 def test_a_checkpoint_needs_a_folder(tmp_path):
     with pytest.raises(
         FileNotFoundError, match="checkpoint_path must be in a folder that exists, got .*nowhere"

@@ -57,6 +57,7 @@ def test_ranks_by_definition(seed, queries, candidates):
         filtered = [brute_rank(s, t, k, ties) for s, t, k in zip(scores, targets, known, strict=True)]
         assert ranks(scores, targets, ties=ties).tolist() == raw
         assert ranks(scores, targets, known, ties=ties).tolist() == filtered
+        assert ranks(scores, targets, known.astype(int).tolist(), ties=ties).tolist() == filtered
 
 
 def test_a_missing_score_loses():

@@ -177,8 +177,12 @@ def fit_side_by_side(
             if checkpoint_path is not None:
                 path = Path(checkpoint_path)
                 path = path.with_name(f"{path.stem}-{number}{path.suffix}") if number else path
-                sums = [{**m.tables.checksums, **describe_model(m.model)} for m in lot]
-                checkpoint = _Checkpoint(path, {**describe_versions(), **run, "lot": number, "members": sums})
+                sums = {
+                    f"{what} of network {m.number}": value
+                    for m in lot
+                    for what, value in {**m.tables.checksums, **describe_model(m.model)}.items()
+                }
+                checkpoint = _Checkpoint(path, {**describe_versions(), **run, "lot": number, **sums})
             _Lot(lot, settings, checkpoint, bar).fit()
     return [
         History(
