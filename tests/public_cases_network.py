@@ -306,6 +306,7 @@ add(
     "gsnn.models.copies",
     check_alike=lambda w: call(w.models),
     copied=lambda w: call(w.model),
+    fresh=lambda w: call(w.model, 3),
     with_parameters=Case(
         lambda w: call(w.model, {n: p.detach() + 1 for n, p in w.model.named_parameters()}),
         use=lambda context, w: inside(context, lambda: w.model(w.x)),

@@ -101,11 +101,12 @@ def run(
     why, options = reasons(data, options), settle(data, options)
     out.mkdir(parents=True, exist_ok=True)
     unfinished = RunFolder(out)
-    whole = name_of({**identity(data, options), "top": options.top, "held_out": list(map(list, held_out))})
+    made_of = identity(data, options)
+    whole = name_of({**made_of, "top": options.top, "held_out": list(map(list, held_out))})
     if not fresh:
         unfinished.check_unfinished(whole)
     splits = make_splits(data.y, data.groups, options.folds, options.seed)
-    with unfinished.working(identity(data, options), fresh):
+    with unfinished.working(made_of, fresh):
         with threads_for(data, options):
             yhat, fold, histories = cross_validate(
                 data, options, splits, verbose=verbose, unfinished=unfinished
@@ -145,7 +146,7 @@ def run(
                 "pairs": n_pairs(data.graph),
                 "listed": len(ranking),
                 "scored": int(ranking["rank"].notna().sum()),
-                "not_scored": {why: int(n) for why, n in ranking["reason"].value_counts().items() if why},
+                "not_scored": {said: int(n) for said, n in ranking["reason"].value_counts().items() if said},
                 "how": SCORE,
                 "caution": CAUTION,
             },

@@ -42,9 +42,10 @@ def check_alike(models: Sequence[Any]) -> None:
             raise ValueError(f"models must have no frozen parameters, but model {k} has {some_names(frozen)}")
 
 
-def copied(model: GSNN) -> GSNN:
-    """A model of its own, without captures or hooks."""
-    with torch.random.fork_rng(devices=[]):  # the constructor draws weights that are replaced at once
+def fresh(model: GSNN, seed: int) -> GSNN:
+    """Another model like ``model``: its graph, arguments, dtype and device, weights drawn by ``seed``."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
         new = GSNN(
             model.graph.edge_index_dict,
             model.graph.node_names_dict,
@@ -52,7 +53,13 @@ def copied(model: GSNN) -> GSNN:
             **model.config,
         )
     param = next(model.parameters())
-    new.to(param.device, param.dtype).load_state_dict(model.state_dict())
+    return new.to(param.device, param.dtype)
+
+
+def copied(model: GSNN) -> GSNN:
+    """A model of its own, without captures or hooks."""
+    new = fresh(model, 0)
+    new.load_state_dict(model.state_dict())
     new.checkpoint = model.checkpoint
     if hasattr(model, "scaling"):
         new.scaling = model.scaling

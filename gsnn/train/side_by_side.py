@@ -242,7 +242,7 @@ class _Lot:
             for member in self.members:
                 stack.enter_context(modes_kept(member.model))
                 member.model.train()
-            self._unite([m for m in self.members], None)
+            self._unite(list(self.members), None)
             for k, member in enumerate(self.active):
                 member.best = self.side.snapshot(k)
             if self.checkpoint is not None:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from gsnn._checks import whole, within
 from gsnn.data.match import aligned, as_pair, node_names, sample_names
+from gsnn.models.copies import fresh
 from gsnn.models.GSNN import GSNN
 from gsnn.stats.conformal import cross_conformal
 from gsnn.train.loop import predict
@@ -127,7 +127,7 @@ def fit_ensemble(
             raise ValueError(f"y must have a measured value outside every fold, got none for {name!r} in one")
     training = [(values[fold != k], targets[fold != k]) for k in range(folds)]
     drawn = np.random.default_rng(seed).integers(2**31, size=folds * n_members).tolist()
-    models = [_fresh(model, number) for number in drawn]
+    models = [fresh(model, number) for number in drawn]
     fit_side_by_side(
         models,
         [data for data in training for _ in range(n_members)],
@@ -158,20 +158,6 @@ def _folds(n: int, folds: int, groups: Any, seed: int) -> NDArray[np.int64]:
     for k, (_, test) in enumerate(splitter.split(np.zeros((n, 1)), groups=labels)):
         fold[test] = k
     return fold
-
-
-def _fresh(model: GSNN, seed: int) -> GSNN:
-    """A network like ``model`` with initial weights of its own."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        new = GSNN(
-            model.graph.edge_index_dict,
-            model.graph.node_names_dict,
-            edge_weight_dict=model.graph.edge_weight_dict,
-            **model.config,
-        )
-    param = next(model.parameters())
-    return new.to(param.device, param.dtype)
 
 
 def _values(model: GSNN, x: Any) -> Array:
