@@ -248,6 +248,19 @@ def test_weights_are_repeats(validation):
     np.testing.assert_allclose(history.val_loss, expected.val_loss)
 
 
+def test_rows_of_weight_0_are_in_no_batch():
+    """In several batches, with running statistics and scaling: as if the rows had been taken out by hand."""
+    x, y = table(24)
+    weight = np.ones(24)
+    weight[[0, 5, 6, 20, 23]] = 0.0
+    options = {**OPTIONS, "epochs": 3, "seed": 0, "standardize": True}
+    weighted, without = network(norm="groupbatch"), network(norm="groupbatch")
+    fit(weighted, x, y, sample_weight=weight, **options)
+    fit(without, x[weight > 0], y[weight > 0], sample_weight=weight[weight > 0], **options)
+    assert_equal(weighted, without)
+    assert weighted.scaling == without.scaling
+
+
 def test_weights_side_by_side():
     models, alone = [network(0), network(1)], [network(0), network(1)]
     weights = [np.linspace(0, 2, 24), np.linspace(3, 1, 24)]

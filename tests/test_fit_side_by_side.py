@@ -1,6 +1,7 @@
 """fit_side_by_side: every model ends where ``fit`` alone would have taken it."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -187,6 +188,25 @@ def test_a_loss_that_explodes():
     data[1] = (data[1][0], data[1][1] * 1e200)
     with pytest.raises(FloatingPointError, match="model 1"):
         fit_side_by_side(models, data, seeds=[0, 1, 2], epochs=3, batch_size=8, verbose=False)
+    for model, state in zip(models, before, strict=True):
+        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_a_loss_that_explodes_late():
+    """In the third of six epochs, without validation: every model gets its initial weights back."""
+    models = networks(n=2)
+    before = [copy.deepcopy(model.state_dict()) for model in models]
+    losses = 0
+
+    def crit(yhat, y):
+        nonlocal losses
+        losses += 1
+        return (yhat - y).square().mean() * (math.inf if losses > 2 * 2 * 5 else 1.0)
+
+    with pytest.raises(FloatingPointError, match="model 0 became nan in epoch 3 of 6"):
+        fit_side_by_side(
+            models, tables((40, 40)), seeds=[0, 1], epochs=6, batch_size=8, crit=crit, verbose=False
+        )
     for model, state in zip(models, before, strict=True):
         assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
