@@ -38,6 +38,7 @@ _SHOWN = 70  # characters of a change
 
 RUN = ["test_main_job.py", "test_workflow.py", "test_report_html.py", "test_cli.py", "test_run_completes.py"]
 TESTS = {
+    "gsnn/train/_lots.py": ["test_fit_side_by_side.py", "test_callbacks.py"],
     "gsnn/train/callbacks.py": ["test_callbacks.py"],
     "gsnn/train/defaults.py": ["test_suggestion.py", "test_stopping.py"],
     "gsnn/train/history.py": ["test_train.py"],

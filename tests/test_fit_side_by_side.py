@@ -11,6 +11,7 @@ from dense_oracle import random_graph
 from gsnn.data.scaling import Scaling
 from gsnn.models.GSNN import GSNN
 from gsnn.models.SideBySide import SideBySide
+from gsnn.train import _lots as lots
 from gsnn.train import side_by_side as module
 from gsnn.train.loop import fit, predict
 from gsnn.train.side_by_side import fit_side_by_side
@@ -122,7 +123,7 @@ def test_an_interrupted_fit_goes_on(tmp_path, monkeypatch, steps, most):
     data = tables((40, 40, 22))
     whole_models = networks(dropout=0.2)
     expected = fit_side_by_side(whole_models, data, **options)
-    left, step = [steps], module._Lot._one_step
+    left, step = [steps], lots.Lot._one_step
 
     def dying(self):
         if not left[0]:
@@ -130,11 +131,11 @@ def test_an_interrupted_fit_goes_on(tmp_path, monkeypatch, steps, most):
         left[0] -= 1
         step(self)
 
-    monkeypatch.setattr(module._Lot, "_one_step", dying)
+    monkeypatch.setattr(lots.Lot, "_one_step", dying)
     options["checkpoint_path"] = tmp_path / "fit.safetensors"
     with pytest.raises(Killed):
         fit_side_by_side(networks(dropout=0.2), data, **options)
-    monkeypatch.setattr(module._Lot, "_one_step", step)
+    monkeypatch.setattr(lots.Lot, "_one_step", step)
     for _ in range(2):  # the second time everything is finished
         models = networks(dropout=0.2)
         histories = fit_side_by_side(models, data, **options)

@@ -5,33 +5,27 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from gsnn._checks import whole
-from gsnn._modes import modes_kept
 from gsnn._progress import ProgressBar
-from gsnn.data.scaling import Scaling, set_scaling
-from gsnn.io import container
-from gsnn.models.SideBySide import SideBySide
-from gsnn.train.callbacks import Callbacks, EpochState, checked, stop_asked
+from gsnn.data.scaling import Scaling
+from gsnn.train._lots import Checkpoint, Lot, Member, Settings
+from gsnn.train.callbacks import Callbacks, checked
 from gsnn.train.history import History
 from gsnn.train.loop import (
     Criterion,
     Schedule,
     check_options,
     default_criterion,
-    epoch_state,
-    loss_of,
-    rate,
     stops,
 )
-from gsnn.train.resume import KIND, Progress, check_same_run, describe_model, describe_versions
-from gsnn.train.tables import Tables, prepare
+from gsnn.train.resume import Progress, describe_model, describe_versions
+from gsnn.train.tables import prepare
 
 if TYPE_CHECKING:
     import os
@@ -40,25 +34,6 @@ if TYPE_CHECKING:
 
 #: Bytes that the edge states of the networks trained at one time may take.
 _MOST_BYTES = 2**30
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-
-
-@dataclass
-class _Member:
-    """One network's fit: its tables, where it stands, and what it has seen."""
-
-    model: GSNN
-    number: int
-    tables: Tables
-    rng: torch.Generator
-    dropout: torch.Generator
-    n_batches: int
-    n_steps: int
-    done: Progress
-    order: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-    total: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-    best: tuple[torch.Tensor, torch.Tensor | None] | None = None
-    finished: bool = False
 
 
 def fit_side_by_side(
@@ -136,7 +111,7 @@ def fit_side_by_side(
     if device is not None:
         for model in models:
             model.to(device)
-    members: list[_Member] = []
+    members: list[Member] = []
     for model, (x, y), weight, aside, seed in zip(models, data, weights, given, seeds, strict=True):
         param = next(model.parameters())
         rng = torch.Generator().manual_seed(seed)
@@ -146,9 +121,7 @@ def fit_side_by_side(
         n_batches = math.ceil(len(tables.x) / batch_size)
         dropout = torch.Generator().manual_seed(seed)
         done = Progress({})
-        members.append(
-            _Member(model, len(members), tables, rng, dropout, n_batches, epochs * n_batches, done)
-        )
+        members.append(Member(model, len(members), tables, rng, dropout, n_batches, epochs * n_batches, done))
     run = {
         **{"epochs": epochs, "batch_size": batch_size, "lr": float(lr), "weight_decay": float(weight_decay)},
         **{"patience": patience, "schedule": schedule, "restore_best": restore_best, "seeds": seeds},
@@ -156,7 +129,7 @@ def fit_side_by_side(
         "standardize": standardize if isinstance(standardize, bool) else repr(standardize),
         "validation": ["given" if isinstance(aside, tuple) else aside for aside in given],
     }
-    settings = _Settings(
+    settings = Settings(
         epochs,
         batch_size,
         lr,
@@ -182,8 +155,8 @@ def fit_side_by_side(
                     for m in lot
                     for what, value in {**m.tables.checksums, **describe_model(m.model)}.items()
                 }
-                checkpoint = _Checkpoint(path, {**describe_versions(), **run, "lot": number, **sums})
-            _Lot(lot, settings, checkpoint, bar).fit()
+                checkpoint = Checkpoint(path, {**describe_versions(), **run, "lot": number, **sums})
+            Lot(lot, settings, checkpoint, bar).fit()
     return [
         History(
             tuple(m.done.train_loss),
@@ -196,24 +169,9 @@ def fit_side_by_side(
     ]
 
 
-@dataclass(frozen=True)
-class _Settings:
-    epochs: int
-    batch_size: int
-    lr: float
-    weight_decay: float
-    patience: int | None
-    crit: Criterion
-    schedule: Schedule
-    restore_best: bool
-    checkpoint_every: int
-    calls: list[Callable[[EpochState], Any]]
-    n_models: int
-
-
-def _lots(members: Sequence[_Member], batch_size: int) -> list[list[_Member]]:
+def _lots(members: Sequence[Member], batch_size: int) -> list[list[Member]]:
     """Members in turn, cut where their states would take too much memory."""
-    lots: list[list[_Member]] = [[]]
+    lots: list[list[Member]] = [[]]
     taken = 0
     for member in members:
         model = member.model
@@ -225,238 +183,3 @@ def _lots(members: Sequence[_Member], batch_size: int) -> list[list[_Member]]:
         lots[-1].append(member)
         taken += size
     return lots
-
-
-class _Lot:
-    """Networks trained at one time, step by step; those that are finished leave."""
-
-    def __init__(
-        self, members: list[_Member], settings: _Settings, checkpoint: _Checkpoint | None, bar: ProgressBar
-    ) -> None:
-        self.members, self.settings, self.checkpoint, self.bar = members, settings, checkpoint, bar
-        self.step = 0
-
-    def fit(self) -> None:
-        """Train all to their end and put the results into their models."""
-        with contextlib.ExitStack() as stack:
-            for member in self.members:
-                stack.enter_context(modes_kept(member.model))
-                member.model.train()
-            self._unite(list(self.members), None)
-            for k, member in enumerate(self.active):
-                member.best = self.side.snapshot(k)
-            if self.checkpoint is not None:
-                self.checkpoint.resume(self)
-            for member in self.members:
-                set_scaling(member.model, member.tables.scaling)
-            try:
-                while self.active:
-                    self._one_step()
-            except BaseException:  # a callback's error or Ctrl-C must not lose what was learnt
-                self._hand_over(range(len(self.active)))
-                raise
-
-    def _unite(self, members: list[_Member], moments: list[dict[str, torch.Tensor]] | None) -> None:
-        """The networks that go on, as one, their optimizer with the moments it had."""
-        self.active = members
-        self.side = SideBySide([member.model for member in members])
-        self.side.generators = [member.dropout for member in members]
-        self.side.train()
-        groups: dict[int, list[torch.Tensor]] = {}  # equal learning rates at all times: one call
-        for member, flat in zip(members, self.side.weights, strict=True):
-            groups.setdefault(member.n_steps, []).append(flat)
-        self.opt = torch.optim.AdamW(
-            [{"params": flats, "n_steps": n_steps} for n_steps, flats in groups.items()],
-            lr=self.settings.lr,
-            weight_decay=self.settings.weight_decay,
-            fused=self.side.weights[0].device.type in ("cpu", "cuda"),
-        )
-        for flat, state in zip(self.side.weights, moments or [], strict=False):
-            self.opt.state[flat].update(state)
-
-    def _one_step(self) -> None:
-        s, rows = self.settings, []
-        for member in self.active:
-            at = self.step % member.n_batches
-            if at == 0:
-                member.order = torch.randperm(len(member.tables.x), generator=member.rng)
-                member.total = torch.zeros((), dtype=torch.float64)
-            n, parts = len(member.order), member.n_batches
-            start = at * (n // parts) + min(at, n % parts)  # as torch.tensor_split cuts
-            rows.append(member.order[start : start + n // parts + (at < n % parts)])
-        for group in self.opt.param_groups:
-            group["lr"] = rate(s.lr, s.schedule, self.step, group["n_steps"])
-        device = self.side.weights[0].device
-        at_device = [index.to(device) for index in rows]
-        outputs = self.side([m.tables.x[index] for m, index in zip(self.active, at_device, strict=True)])
-        each = outputs.unbind(1) if isinstance(outputs, torch.Tensor) else outputs
-        losses = torch.stack(
-            [
-                loss_of(s.crit, yhat, m.tables.y[index], m.tables.gaps, m.tables.weights_of(index))
-                for m, yhat, index in zip(self.active, each, at_device, strict=True)
-            ]
-        )
-        self.opt.zero_grad(set_to_none=True)
-        losses.sum().backward()
-        self.opt.step()
-        seen = losses.detach().to("cpu", torch.float64) * torch.tensor([len(index) for index in rows])
-        self.step += 1
-        for member, loss in zip(self.active, seen, strict=True):
-            member.total = member.total + loss
-        first = self.active[0]
-        ending = [k for k, member in enumerate(self.active) if self.step % member.n_batches == 0]
-        if ending:
-            self.side.eval()
-            finished = [k for k in ending if self._end_epoch(k, self.active[k])]
-            self.side.train()
-            if finished:
-                self._leave(finished)
-        due = self.step % (first.n_batches * s.checkpoint_every) == 0 or not self.active
-        if self.checkpoint is not None and due:
-            self.checkpoint.save(self)
-
-    def _end_epoch(self, k: int, member: _Member) -> bool:
-        """Write down an epoch of one network; whether it was its last."""
-        s, done, val = self.settings, member.done, member.tables.val
-        done.train_loss.append(float(member.total) / len(member.order))
-        done.lr.append(rate(s.lr, s.schedule, self.step - member.n_batches, member.n_steps))
-        done.val_loss.append(math.nan)
-        if val is not None:
-            with torch.no_grad():
-                starts = range(0, len(val[0]), s.batch_size)
-                yhat = torch.cat([self.side.one(k, val[0][i : i + s.batch_size]) for i in starts])
-                measured = val[1][:]
-                gaps = bool(measured.isnan().any())
-                done.val_loss[-1] = float(loss_of(s.crit, yhat, measured, gaps, member.tables.val_weight))
-        losses = {"train": done.train_loss[-1]} | ({} if val is None else {"val": done.val_loss[-1]})
-        if not all(map(math.isfinite, losses.values())):
-            self._explode(member, losses["train"])
-        if val is not None and losses["val"] < done.best_loss:
-            member.best, done.best_epoch = self.side.snapshot(k), done.epoch
-        if member is self.members[0]:
-            self.bar.update(**losses)
-        if s.calls:
-            self._write_models([k])
-            done.stopped = stop_asked(
-                s.calls, epoch_state(done, s.epochs, member.model, member.number, s.n_models)
-            )
-        return done.epoch == s.epochs or stops(done, s.patience)
-
-    def _explode(self, member: _Member, loss: float) -> None:
-        self._put_back(range(len(self.active)))
-        if self.checkpoint is not None:
-            self.checkpoint.path.unlink(missing_ok=True)
-        raise FloatingPointError(
-            f"the loss of model {member.number} became {loss:g} in epoch {member.done.epoch} of "
-            f"{self.settings.epochs}; every model got the weights of its best epoch, or the initial ones. A "
-            f"lower lr (now {self.settings.lr:g}) or another norm usually helps"
-        )
-
-    def _put_back(self, numbers: Sequence[int]) -> None:
-        for k in numbers:
-            best = self.active[k].best
-            assert best is not None
-            self.side.restore(k, best)
-        self._write_models(numbers)
-
-    def _hand_over(self, numbers: Sequence[int]) -> None:
-        """Give models the weights that a fit which ends now leaves."""
-        for k in numbers:
-            member = self.active[k]
-            if member.tables.val is not None and self.settings.restore_best and member.best is not None:
-                self.side.restore(k, member.best)
-        self._write_models(numbers)
-
-    def _write_models(self, numbers: Sequence[int]) -> None:
-        for k in numbers:
-            self.side.write(k, self.active[k].model)
-
-    def _leave(self, finished: list[int]) -> None:
-        """Put the results of finished networks into their models, and go on with the others."""
-        for k in finished:
-            self.active[k].finished = True
-        self._hand_over(finished)
-        self._write_models(range(len(self.active)))
-        rest = [k for k in range(len(self.active)) if k not in finished]
-        moments = [self.opt.state[self.side.weights[k]] for k in rest]
-        self.active = [self.active[k] for k in rest]
-        if self.active:
-            self._unite(self.active, moments)
-
-
-class _Checkpoint:
-    """The file of a lot: weights, moments, random states, epochs under way and losses."""
-
-    def __init__(self, path: Path, run: dict[str, Any]) -> None:
-        self.path, self.run = path, run
-
-    def save(self, lot: _Lot) -> None:
-        """Replace the file by the state now, in one step."""
-        lot._write_models(range(len(lot.active)))
-        tensors: dict[str, torch.Tensor] = {}
-        for k, member in enumerate(lot.members):
-            own = {
-                "rng": member.rng.get_state(),
-                "dropout": member.dropout.get_state(),
-                "order": member.order,
-                "total": member.total,
-                "losses": torch.tensor(
-                    [member.done.train_loss, member.done.val_loss, member.done.lr], dtype=torch.float64
-                ),
-                **dict(zip(("best", "best_statistics"), member.best or (), strict=False)),
-                **{
-                    f"model.{name}": value
-                    for name, value in container.untied(member.model.state_dict())[0].items()
-                },
-            }
-            if not member.finished:
-                flat = lot.side.weights[lot.active.index(member)]
-                own |= {f"optimizer.{name}": lot.opt.state[flat][name] for name in _MOMENTS}
-            tensors |= {
-                f"{k}.{name}": value.detach().to("cpu", copy=True).contiguous()
-                for name, value in own.items()
-                if value is not None
-            }
-        header = {
-            "run": self.run,
-            "step": lot.step,
-            "finished": [member.finished for member in lot.members],
-            "stopped": [member.done.stopped for member in lot.members],
-            "best_epochs": [member.done.best_epoch for member in lot.members],
-        }
-        container.write_file(self.path, KIND, header, tensors)
-
-    def resume(self, lot: _Lot) -> None:
-        """Put everything back as it was; without a file, do nothing.
-
-        Raises:
-            ValueError: the file is damaged or belongs to another run.
-        """
-        if not self.path.exists():
-            return
-        header, tensors = container.read_file(self.path, KIND)
-        way_out = "delete it or choose another file"
-        check_same_run(header["run"], self.run, f"the checkpoint {self.path}", way_out)
-        lot.step = header["step"]
-        active, moments = [], []
-        for k, member in enumerate(lot.members):
-            start = f"{k}."
-            own = {key.removeprefix(start): v for key, v in tensors.items() if key.startswith(start)}
-            device = next(member.model.parameters()).device
-            state = {n.removeprefix("model."): v for n, v in own.items() if n.startswith("model.")}
-            ties = container.untied(member.model.state_dict())[1]
-            member.model.load_state_dict({**state, **{name: state[first] for name, first in ties.items()}})
-            member.rng.set_state(own["rng"])
-            member.dropout.set_state(own["dropout"])
-            member.order, member.total = own["order"], own["total"]
-            member.done.train_loss, member.done.val_loss, member.done.lr = own["losses"].tolist()
-            member.done.best_epoch, member.done.stopped = header["best_epochs"][k], header["stopped"][k]
-            statistics = own.get("best_statistics")
-            member.best = own["best"].to(device), None if statistics is None else statistics.to(device)
-            member.finished = header["finished"][k]
-            if not member.finished:
-                active.append(member)
-                moments.append({name: own[f"optimizer.{name}"].to(device) for name in _MOMENTS})
-        lot.active = active
-        if active:
-            lot._unite(active, moments)
