@@ -31,9 +31,16 @@ def quoted():
 
 def test_the_quoted_demo_is_what_the_demo_says():
     numbers = map(float, re.findall(r"\d+(?:\.\d+)?", quoted().removeprefix("R2")))
-    before, after, ridge, hidden, found, verified = numbers
+    before, after, ridge, hidden, found, verified, among, alternatives = numbers
     r2 = {"gsnn": before, "completed": after, "ridge": ridge}
-    said = Demo(SimpleNamespace(metrics={"r2": r2}), int(hidden), int(verified), int(found)).said()
+    said = Demo(
+        SimpleNamespace(metrics={"r2": r2}),
+        int(hidden),
+        int(verified),
+        int(found),
+        int(alternatives),
+        int(among),
+    ).said()
     assert said == quoted()
 
 
