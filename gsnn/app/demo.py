@@ -49,8 +49,8 @@ class Demo:
         return (
             f"R2 on test folds: {r2['gsnn']:.2f} on the given graph{after}, {r2['ridge']:.2f} by ridge "
             f"regression without a graph. Of the {self.held_out} true edges that were hidden, {self.found} "
-            f"are among the {self.verified} verified edges, and {self.among} more among the {self.alternatives} "
-            "alternatives that these name."
+            f"are among the {self.verified} verified edges, and {self.among} more among the "
+            f"{self.alternatives} alternatives that these name."
         )
 
 
