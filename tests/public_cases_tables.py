@@ -497,7 +497,7 @@ add(
 )
 add(
     "gsnn.app.demo",
-    Demo=lambda w: call(None, 1, 1, 1),
+    Demo=lambda w: call(None, 1, 1, 1, 1, 0),
     demo=Case(
         lambda w: call(w.folder / "demo", w.options, verbose=False),
         result=lambda found: (without_seconds(found.result), found.found),
