@@ -2,12 +2,13 @@
 
     python tests/mutate.py --workers 2                      # every mutant
     python tests/mutate.py --sample 300 --seed 0 --least 85  # a seeded sample; fails below 85% noticed
+    python tests/mutate.py gsnn/kernels --sample 300 --seed 3 --seconds 800  # as many as time allows
     python tests/mutate.py gsnn/train/loop.py --only 120     # one mutant of one module, with the output
 
 Each mutant differs from the tree in one place: a comparison, an operator, a constant or default, ``and`` or
 ``or``, a condition turned round, two arguments swapped, a keyword left out, a statement left out. The test
-files that :data:`TESTS` names for its module run on it, fast ones first, until one fails. What only words a
-message (inside ``raise``, a warning, an f-string, a docstring) and what only types are left alone.
+files that `mutated_modules.py` names for its module run on it, fast ones first, until one fails. What only
+words a message (inside ``raise``, a warning, an f-string, a docstring) and what only types are left alone.
 
 Workers fork from a process that has imported PyTorch and the other dependencies, which is most of the time
 that a test run needs; processes that tests start themselves see the mutant too, as it is on disk.
@@ -32,47 +33,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
 
+from mutated_modules import TESTS
+
 ROOT = Path(__file__).resolve().parents[1]
 TIME_LIMIT = 240.0  # seconds; a mutant that hangs is noticed
 _SHOWN = 70  # characters of a change
-
-RUN = ["test_main_job.py", "test_workflow.py", "test_report_html.py", "test_cli.py", "test_run_completes.py"]
-TESTS = {
-    "gsnn/train/_lots.py": ["test_fit_side_by_side.py", "test_callbacks.py"],
-    "gsnn/train/callbacks.py": ["test_callbacks.py"],
-    "gsnn/train/defaults.py": ["test_suggestion.py", "test_stopping.py"],
-    "gsnn/train/history.py": ["test_train.py"],
-    "gsnn/train/loop.py": ["test_train_oracle.py", "test_train.py", "test_resume.py", "test_rows.py"],
-    "gsnn/train/resume.py": ["test_resume.py"],
-    "gsnn/train/side_by_side.py": ["test_fit_side_by_side.py", "test_callbacks.py"],
-    "gsnn/train/tables.py": ["test_train_oracle.py", "test_train.py", "test_rows.py", "test_callbacks.py"],
-    "gsnn/train/trackers.py": ["test_trackers.py"],
-    "gsnn/train/uncertainty.py": ["test_uncertainty.py"],
-    "gsnn/app/candidates.py": RUN,
-    "gsnn/app/compare.py": ["test_compare.py", *RUN],
-    "gsnn/app/completion.py": ["test_run_completes.py", "test_cli.py"],
-    "gsnn/app/findings.py": [
-        "test_report_html.py",
-        "test_run_completes.py",
-        "test_workflow.py",
-        "test_cli.py",
-    ],
-    "gsnn/app/report.py": RUN,
-    "gsnn/app/settings.py": RUN,
-    "gsnn/app/training.py": [*RUN, "test_resume.py"],
-    "gsnn/app/workflow.py": [*RUN, "test_resume.py"],
-    "gsnn/data/tables.py": ["test_tables.py", "test_samples_in.py", "test_main_job.py", "test_workflow.py"],
-    "gsnn/stats/baselines.py": ["test_compare.py", "test_main_job.py"],
-    "gsnn/stats/conformal.py": ["test_uncertainty.py"],
-    "gsnn/stats/moments.py": ["test_moments.py", "test_inferer.py"],
-    "gsnn/stats/processes.py": ["test_distributed.py"],
-    "gsnn/stats/pursuit.py": ["test_first_order.py", "test_input_output_edges.py"],
-    "gsnn/stats/ranking.py": ["test_ranking.py", "test_inferer.py"],
-    "gsnn/stats/regression.py": ["test_regression.py", "test_regressor.py"],
-    "gsnn/stats/samples.py": ["test_samples.py", "test_inferer.py"],
-    "gsnn/stats/significance.py": ["test_significance.py", "test_inferer.py"],
-    "gsnn/stats/standardize.py": ["test_standardize.py", "test_regressor.py"],
-}
 
 _COMPARE = {
     ast.Lt: ast.LtE,
@@ -325,19 +290,28 @@ def _warm() -> None:
 def main() -> int:
     """Try the mutants and print the survivors and the share noticed, by module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("modules", nargs="*", default=list(TESTS), help="by default all of them")
+    parser.add_argument("modules", nargs="*", default=list(TESTS), help="or folders of them; by default all")
     parser.add_argument("--sample", type=int, help="try that many, drawn at random; by default all")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--skip", type=int, default=0, help="of the sample, those tried before")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no mutant after that")
     parser.add_argument("--only", type=int, help="the number of one mutant, tried with the tests' output")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--least", type=float, default=0.0, help="percentage noticed below which to fail")
     args = parser.parse_args()
-    mutants = [mutant for path in args.modules for mutant in mutants_of(path)]
-    print(f"{len(mutants)} mutants of {len(args.modules)} modules", flush=True)
+    modules = [
+        path for path in TESTS if any(path == own or path.startswith(f"{own}/") for own in args.modules)
+    ]
+    untested = [own for own in args.modules if not any(path.startswith(own) for path in modules)]
+    if untested:
+        parser.error(f"no tests are named for {', '.join(untested)}")
+    mutants = [mutant for path in modules for mutant in mutants_of(path)]
+    print(f"{len(mutants)} mutants of {len(modules)} modules", flush=True)
     if args.only is not None:
         mutants = [m for m in mutants if m.number == args.only]
     elif args.sample is not None and args.sample < len(mutants):
-        mutants = random.Random(args.seed).sample(mutants, args.sample)
+        mutants = random.Random(args.seed).sample(mutants, args.sample)[args.skip :]
+    deadline = time.monotonic() + args.seconds
     _warm()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         workers: Queue[Worker] = Queue()
@@ -350,7 +324,9 @@ def main() -> int:
             return 2
         workers.put(first)
 
-        def trial(mutant: Mutant) -> bool:
+        def trial(mutant: Mutant) -> bool | None:
+            if time.monotonic() > deadline:
+                return None
             worker = workers.get()
             try:
                 alive, seconds = worker.survives(mutant, show=args.only is not None)
@@ -360,13 +336,15 @@ def main() -> int:
             return alive
 
         with ThreadPoolExecutor(args.workers) as pool:
-            alive = list(pool.map(trial, mutants))
-    for path in args.modules:
-        own = [a for m, a in zip(mutants, alive, strict=True) if m.path == path]
+            results = list(pool.map(trial, mutants))
+    tried = [(m, alive) for m, alive in zip(mutants, results, strict=True) if alive is not None]
+    for path in modules:
+        own = [alive for m, alive in tried if m.path == path]
         if own:
             print(f"{path}: {len(own) - sum(own)} of {len(own)}")
-    share = 100 * (1 - sum(alive) / max(1, len(alive)))
-    print(f"noticed: {len(alive) - sum(alive)} of {len(alive)} ({share:.1f}%)")
+    survived = sum(alive for _, alive in tried)
+    share = 100 * (1 - survived / max(1, len(tried)))
+    print(f"noticed: {len(tried) - survived} of {len(tried)} ({share:.1f}%)")
     return 0 if share >= args.least else 1
 
 

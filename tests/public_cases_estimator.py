@@ -54,6 +54,42 @@ add(
     stop_asked=lambda w: call([lambda s: s.epoch == 1], state(w)),
 )
 add("gsnn.train.defaults", default_epochs=lambda w: call(100, 64))
+
+
+def track(tracker, w):
+    tracker.on_epoch(state(w))
+    tracker.close()
+    return tracker.folder, any(w.folder.glob("logs/events*"))
+
+
+add(
+    "gsnn.train.trackers",
+    TensorBoard=Case(lambda w: call(w.folder / "logs"), use=track, needs="tensorboard"),
+    MLflow=Case(lambda w: call("run"), needs="mlflow"),
+    WandB=Case(lambda w: call(), needs="wandb"),
+)
+
+
+def ensemble(w):
+    """Two networks of two folds, untrained, and the errors of a wrong prediction."""
+    fold = np.arange(24) % 2
+    return {
+        "members": tuple((w.new_model(k), w.new_model(k + 2)) for k in (0, 1)),
+        "fold": fold,
+        "held_out": np.zeros((24, 2)),
+        "residuals": w.y.double().numpy(),
+    }
+
+
+add(
+    "gsnn.train.uncertainty",
+    Ensemble=Case(lambda w: call(**ensemble(w)), use=lambda found, w: found.predict(w.frames[0])),
+    Forecast=lambda w: call(*[w.frames[1]] * 4, 0.9),
+    fit_ensemble=Case(
+        lambda w: call(w.model, *w.frames, folds=2, n_members=1, epochs=1, verbose=False),
+        result=lambda found: (found.held_out, found.residuals),
+    ),
+)
 add(
     "gsnn.train.loop",
     default_criterion=lambda w: call(None),

@@ -418,5 +418,29 @@ for end in ("Input", "Output"):
 add(
     "gsnn.stats.conformal",
     spread_interval=lambda w: call(w.numbers.normal(size=(5, 2)), np.ones((5, 2))),
+    cross_conformal=lambda w: call(
+        w.numbers.normal(size=(2, 5, 2)), np.arange(24) % 2, np.abs(w.numbers.normal(size=(24, 2)))
+    ),
     coverage=lambda w: call(np.zeros((5, 2)), -np.ones((5, 2)), np.ones((5, 2))),
+)
+
+
+def one_batch(w):
+    """What an inferer is given of a batch, with the captures that it was made under."""
+    x = w.x.requires_grad_()
+    prediction = w.model(x)
+    return call(0, x, prediction, prediction.square().mean(), torch.arange(24) % 2 == 0, 24.0)
+
+
+def use_batch(batch, w):
+    (slope,) = batch.gradients([batch.inputs])
+    batch.check_finite(slope[None], "gradient", "input node", ["i0", "i1", "i2"], 0)
+    return slope, batch.counted(slope[None])
+
+
+add(
+    "gsnn.optim.gradient_pass",
+    # Tensors in the middle of an autograd graph cannot be copied.
+    Batch=Case(one_batch, use=use_batch, copies=False),
+    over_batches=lambda w: call(w.model, w.captures, w.batches, lambda batch: None, verbose=False),
 )

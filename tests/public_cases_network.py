@@ -470,8 +470,20 @@ add(
     ContextGate=Case(lambda w: call([0, 2], 6), use=lambda gate, w: gate(w.x, w.plan)),
     context_columns=lambda w: call(["i2", "i0"], ["i0", "i1", "i2"]),
 )
+
+
+def free_blocks(w):
+    """Blocks with free weights, and what binds them."""
+    model, from_input = w.new_model(norm="groupbatch"), w.model.input_edge_mask
+    signs = torch.where(torch.arange(model.E) % 3 == 0, -1.0, 1.0)
+    return call(list(model.ResBlocks), signs, from_input, model.plan.in_edges, model.plan.out_edges)
+
+
 add(
     "gsnn.models.signs",
+    bind=Case(free_blocks, changes=(0,)),
+    check_signs=lambda w: call("respect", w.signed_graph, "groupbatch", False, torch.nn.ELU),
+    signs_of_edges=lambda w: call(w.signed_graph, True),
     bound=lambda w: call(w.tensor(4), torch.tensor([1.0, -1.0, 0.0, 1.0])),
     turned=lambda w: call(w.tensor(4), torch.tensor([1.0, -1.0, 0.0, 1.0])),
     signs_of_parameters=lambda w: call(w.model),

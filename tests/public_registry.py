@@ -78,31 +78,10 @@ NO_CALL = {
     "gsnn.captures.CapturingBlock": "a protocol",
     "gsnn.captures.CapturingModel": "a protocol",
     "gsnn.captures.CaptureNames": "a base class of blocks; ResBlock is checked",
+    "gsnn.optim.first_order.FirstOrderInferer": "a base class; its three members are checked",
     "gsnn.stats.moments.PairMoments": "a protocol",
     "gsnn.train.callbacks.Callback": "a protocol",
-    "gsnn.train.trackers.TensorBoard": "it imports an extra; see tests/test_trackers.py",
-    "gsnn.train.trackers.MLflow": "it imports an extra; see tests/test_trackers.py",
-    "gsnn.train.trackers.WandB": "it imports an extra; see tests/test_trackers.py",
     "gsnn.app.cli.demo": "half a minute; it hands its arguments to gsnn.app.demo.demo",
-}
-
-
-#: Newer than the registry: called by tests of their own, but not yet by these. None may be added.
-NO_CASE_YET = {
-    "gsnn.models.signs.bind",
-    "gsnn.models.signs.check_signs",
-    "gsnn.models.signs.signs_of_edges",
-    "gsnn.optim.first_order.FirstOrderInferer",
-    "gsnn.optim.gradient_pass.Batch",
-    "gsnn.optim.gradient_pass.over_batches",
-    "gsnn.stats.conformal.cross_conformal",
-    "gsnn.train.callbacks.Callback",
-    "gsnn.train.trackers.MLflow",
-    "gsnn.train.trackers.TensorBoard",
-    "gsnn.train.trackers.WandB",
-    "gsnn.train.uncertainty.Ensemble",
-    "gsnn.train.uncertainty.Forecast",
-    "gsnn.train.uncertainty.fit_ensemble",
 }
 
 

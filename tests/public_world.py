@@ -54,6 +54,13 @@ class World:
         names = {kind: [f"{kind[0]}{k}" for k in range(n)] for kind, n in SIZES.items()}
         return HeteroGraph({e: torch.tensor(index) for e, index in EDGES.items()}, names, warn=False)
 
+    @cached_property
+    def signed_graph(self):
+        weights = {e: torch.ones(len(index[0])) for e, index in EDGES.items()}
+        weights[EDGE_TYPES[0]][1] = -0.5
+        edges, names = self.graph.edge_index_dict, self.graph.node_names_dict
+        return HeteroGraph(dict(edges), dict(names), weights, warn=False)
+
     def new_model(self, seed=0, **options):
         options = {"channels": 3, "layers": 3, "share_layers": False, **options}
         with torch.random.fork_rng():

@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from fingerprints import fingerprint, process_state, random_states
-from public_registry import CASES, NO_CALL, NO_CASE_YET, exported_names, public_names
+from public_registry import CASES, NO_CALL, exported_names, public_names
 from public_world import World
 
 NAMES = sorted(CASES)
@@ -41,10 +41,10 @@ def prepared(name, folder):
 
 
 def test_nothing_public_is_missing():
-    known = set(CASES) | set(NO_CALL) | NO_CASE_YET
+    known = set(CASES) | set(NO_CALL)
     assert set(public_names()) - known == set(), "give these a case in tests/public_cases_*.py"
     assert known - set(public_names()) == set(), "these are in the registry, but not public"
-    assert set(CASES) & (set(NO_CALL) | NO_CASE_YET) == set()
+    assert set(CASES) & set(NO_CALL) == set()
 
 
 def test_what_packages_export_is_in_the_registry():
