@@ -1,6 +1,7 @@
 """The smallest and oddest legal graphs, batches and types: everything is finite, or says what is wrong."""
 
 import inspect
+import warnings
 
 import matplotlib
 import numpy as np
@@ -198,6 +199,69 @@ def test_vmap_is_a_loop(name, tmp_path):
     module.eval()
     x = torch.stack([inputs(4, torch.float64, seed) for seed in range(3)])
     torch.testing.assert_close(torch.func.vmap(run)(x), torch.stack([run(part) for part in x]))
+
+
+@pytest.mark.parametrize("name", sorted(set(MODULES) - {"GSNN"}))  # which tests/test_compile.py is about
+def test_compiled_they_compute_the_same_without_a_graph_break(name, tmp_path):
+    module, run = MODULES[name](tmp_path, 0, torch.float32)
+    module.eval()
+    x = inputs(5, torch.float32)
+    expected = run(x)
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the compiler itself
+        found = torch.compile(run, backend="eager", fullgraph=True)(x)
+    torch._dynamo.reset()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def regularizer(world, seed):
+    torch.manual_seed(seed)
+    made = PathwayLatentRegularizer(world.model, [[1.0, 1, 1, 0, 0, 0]], phi="learned")
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.normal_()
+
+    def loss():
+        world.model(world.x)
+        return made.loss(world.model)[0]
+
+    return made, loss
+
+
+def online(world, seed):
+    torch.manual_seed(seed)
+    made = MagnitudeEdgeRegressor(world.model, world.graph)
+    for x, y in world.batches[seed:]:
+        world.step(made, x, y)
+    return made, made.scores
+
+
+def embedding(world, seed):
+    torch.manual_seed(seed)
+    made = MagnitudeEdgeKGE(world.mei, embedding_dim=4, walks_per_node=2, walk_length=3)
+    made.fit(1, seed=seed, verbose=False)
+    return made, lambda: torch.tensor(made.evaluate()["score"].to_numpy())
+
+
+WITH_A_MODEL = {
+    "PathwayLatentRegularizer": regularizer,
+    "MagnitudeEdgeRegressor": online,
+    "MagnitudeEdgeKGE": embedding,
+}
+
+
+def test_no_module_that_goes_with_a_model_is_missing():
+    assert set(WITH_A_MODEL) == GO_WITH_A_MODEL
+
+
+@pytest.mark.parametrize("name", WITH_A_MODEL)
+def test_a_state_dict_is_all_there_is_of_what_goes_with_a_model(name, tmp_path):
+    module, value = WITH_A_MODEL[name](World(tmp_path), 0)
+    other, value_of_other = WITH_A_MODEL[name](World(tmp_path), 1)
+    assert not torch.equal(value(), value_of_other())
+    assert other.load_state_dict(module.state_dict()) == ([], [])
+    assert torch.equal(value(), value_of_other())
 
 
 # Graphs.

@@ -66,8 +66,8 @@ class MagnitudeEdgeKGE(nn.Module):
     mei : a fitted `MagnitudeEdgeInferer`; its scores are read once, here
     embedding_dim : numbers per node, even for `directed`
     score, layer_agg : of the mined scores, as in `mei.evaluate`
-    mining_strategy : 'fdr' takes the missing edges with q <= `fdr_alpha`, 'topk_per_target' the best
-        `top_k_per_target` missing sources of each target
+    mining_strategy : 'fdr' takes the missing edges with q <= `fdr_alpha` (q is too small for 'max'),
+        'topk_per_target' the best `top_k_per_target` missing sources of each target
     exclude_edges : (source name, target name) pairs, missing from the graph, that are unknown: not mined,
         no context and no negative (in symmetric mode in neither direction)
     walks_per_node, walk_length : walks from each node in each epoch, and nodes in a walk
