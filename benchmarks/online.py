@@ -61,8 +61,11 @@ def build(scenario: Scenario) -> tuple[GSNN, MagnitudeEdgeRegressor]:
 
 
 def cost(repeats: int = 300) -> dict[str, float]:
-    """Milliseconds, the least of interleaved repeats on one thread: the model's own training step without a
-    regressor, a whole step with one, and `aux_step` alone."""
+    """Milliseconds, the least of interleaved repeats on one thread.
+
+    They are those of the model's own training step without a regressor, of a whole step with one, and of
+    `aux_step` alone.
+    """
     torch.set_num_threads(1)
     model, regressor = build(converging_tiers(SETTINGS["width"]))
     x, y = torch.randn(2, SETTINGS["batch_size"], SETTINGS["width"])

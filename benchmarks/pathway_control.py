@@ -1,4 +1,4 @@
-"""Can a pathway prior be told from noise? No, true and shuffled pathways on disconnected chains.
+r"""Can a pathway prior be told from noise? No, true and shuffled pathways on disconnected chains.
 
 Four chains of three functions, two inputs and two outputs each, and 8 spurious edges across, drawn anew for
 each seed as are samples and weights. The first function of each chain is tanh(a + b), (a^2 + b^2) / 2,
@@ -21,7 +21,7 @@ channels per node:
 
 The schedule `channel_warm` was chosen on other seeds than the reported ones:
 
-    python benchmarks/pathway_control.py --first 100 --seeds 16 --phis none channel channel_warm \\
+    python benchmarks/pathway_control.py --first 100 --seeds 16 --phis none channel channel_warm \
         --out benchmarks/results/pathway_control_tuning.csv
 
 Runs that are in the table already, with the same settings, are not repeated; a killed run loses at most the

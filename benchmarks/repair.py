@@ -1,10 +1,10 @@
-"""Does completion repair a graph? Edges are held out of a known graph, as many are added, a network is
-retrained.
+"""Does completion repair a graph?
 
-Repair is (MSE_partial - MSE_repaired) / (MSE_partial - MSE_full) on 500 test samples: 0 for the graph with
-edges held out, 1 for the true graph, all three trained alike. Edges are chosen by `complete` with the number
-that was held out, half of it, and 'auto'; or at random. `precision` is the share of added edges that were
-held out, `ancestral` the share whose source is a true ancestor of its target (chance: of all missing pairs).
+Edges are held out of a known graph, as many are added, a network is retrained. Repair is
+(MSE_partial - MSE_repaired) / (MSE_partial - MSE_full) on 500 test samples: 0 for the graph with edges held
+out, 1 for the true graph, all three trained alike. Edges are chosen by `complete` with the number that was
+held out, half of it, and 'auto'; or at random. `precision` is the share of added edges that were held out,
+`ancestral` the share whose source is a true ancestor of its target (chance: of all missing pairs).
 
     python benchmarks/repair.py --seeds 20 --jobs 2
 """

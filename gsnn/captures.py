@@ -205,30 +205,30 @@ class Capture:
 
 
 class CapturingBlock(Protocol):
-    """What is asked of each block in the ``ResBlocks`` of a model.
-
-    channel_groups: (N*C,), the function node of each channel.
-    capture: its :class:`Capture`, which the forward pass fills where its mode is not ``off``.
-    """
+    """What is asked of each block in the ``ResBlocks`` of a model."""
 
     @property
-    def channel_groups(self) -> Tensor: ...
+    def channel_groups(self) -> Tensor:
+        """The function node of each channel: (N*C,)."""
 
     @property
-    def capture(self) -> Capture: ...
+    def capture(self) -> Capture:
+        """What the forward pass fills where its mode is not ``off``."""
 
 
 class CapturingModel(Protocol):
-    """What is asked of a model: ``ResBlocks``, its L blocks in order. May have: ``homo_names``, names that
-    start with those of the function nodes; ``norm``, the name of its norm; ``checkpoint``."""
+    """What is asked of a model.
+
+    It may have ``homo_names`` (the function nodes' come first), ``norm`` (its name) and ``checkpoint``.
+    """
 
     @property
-    def ResBlocks(self) -> Sequence[CapturingBlock]: ...
+    def ResBlocks(self) -> Sequence[CapturingBlock]:
+        """Its L blocks in order."""
 
 
 class CaptureNames:
-    """For a block with a ``capture``: the same by the names ``_store_activations`` (False, 'aside' or True),
-    ``_last_pre_norm_activation`` and ``_last_activation``, which can be read, set and deleted."""
+    """A block's ``capture`` by its older names; ``_store_activations`` is False, 'aside' or True."""
 
     capture: Capture
 

@@ -14,10 +14,10 @@ from gsnn.data.rows import Rows
 
 @dataclass(frozen=True)
 class Scaling:
-    """Per-column shifts and scales: a network sees ``(x - x_mean) / x_scale`` and predicts
-    ``(y - y_mean) / y_scale``.
+    """Per-column shifts and scales of a network's data.
 
-    Each field holds one float per column, in the order of the graph's input or output nodes.
+    It sees ``(x - x_mean) / x_scale`` and predicts ``(y - y_mean) / y_scale``. Each field holds one float per
+    column, in the order of the graph's input or output nodes.
     """
 
     x_mean: tuple[float, ...]
@@ -104,8 +104,13 @@ class ColumnMoments:
 
 @dataclass(frozen=True)
 class Survey:
-    """What one pass over a table (B, n) finds: ``filled`` (B,) and ``measured`` (n,), the rows and columns
-    with at least one value; ``gaps``, whether filled rows have NaN; moments and a checksum where asked for.
+    """What one pass over a table (B, n) finds.
+
+    Attributes:
+        filled, measured: (B,) and (n,), the rows and columns with at least one value.
+        gaps: whether filled rows have NaN.
+        columns: moments, where they were asked for; else of nothing.
+        checksum: None where it was not asked for.
     """
 
     filled: torch.Tensor

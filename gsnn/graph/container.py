@@ -29,29 +29,23 @@ if TYPE_CHECKING:
 class HeteroGraph:
     """An immutable graph of N_in input, N function and N_out output nodes.
 
-    Parameters
-    ----------
-    edge_index_dict:
-        For each of :data:`EDGE_TYPES` an integer tensor (2, n): source index, target index, each counted
-        within its own node type. An edge type without edges is given as a (2, 0) tensor.
-    node_names_dict:
-        For ``'input'``, ``'function'`` and ``'output'`` the names, unique within the type. The same name may
-        stand in two types (a measured protein, say), although networkx cannot hold such a graph.
-    edge_weight_dict:
-        Optional; for each edge type finite weights (n,), in the order of the edges.
-    warn:
-        Whether to give a :class:`GraphWarning` for outputs that no edge feeds and for inputs from which no
-        output can be reached.
+    Args:
+        edge_index_dict: For each of :data:`EDGE_TYPES` an integer tensor (2, n): source index, target index,
+            each counted within its own node type. An edge type without edges is given as a (2, 0) tensor.
+        node_names_dict: For ``'input'``, ``'function'`` and ``'output'`` the names, unique within the type.
+            The same name may stand in two types (a measured protein, say), although networkx cannot hold such
+            a graph.
+        edge_weight_dict: Optional; for each edge type finite weights (n,), in the order of the edges.
+        warn: Whether to give a :class:`GraphWarning` for outputs that no edge feeds and for inputs from which
+            no output can be reached.
 
     Order is kept everywhere, tensors stay on their device and are copied on the way in and on the way out.
     Self edges and isolated function nodes are legal.
 
-    Raises
-    ------
-    TypeError, ValueError
-        A type of edge or node is missing or unknown, a tensor has the wrong shape or dtype, an index is out
-        of range, names repeat or are not text, an edge repeats, a weight is not finite, or there is no node
-        of some type.
+    Raises:
+        TypeError, ValueError: A type of edge or node is missing or unknown, a tensor has the wrong shape or
+            dtype, an index is out of range, names repeat or are not text, an edge repeats, a weight is not
+            finite, or there is no node of some type.
 
     Example:
         >>> import pandas as pd
@@ -279,7 +273,8 @@ def as_graph(data: Any, *, warn: bool = True) -> HeteroGraph:
 
     ``edge_weight_dict`` is read where it is present and not empty. A HeteroGraph is returned as it is.
 
-    Raises ``TypeError`` where a dictionary is missing, and whatever :class:`HeteroGraph` raises.
+    Raises:
+        TypeError, ValueError: a dictionary is missing, and what :class:`HeteroGraph` refuses.
     """
     if isinstance(data, HeteroGraph):
         return data

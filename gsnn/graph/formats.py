@@ -64,8 +64,11 @@ def from_tsv(
     and no output become outputs of the same name, each fed by its function node (with weight 1, where there
     are weights); a warning says so.
 
-    Raises ``ValueError`` naming the file, the line and the column, and ``FileNotFoundError``. Warns
-    (:class:`GraphWarning`) of names that differ only by case, blanks or composed characters.
+    Warns (:class:`GraphWarning`) of names that differ only by case, blanks or composed characters.
+
+    Raises:
+        ValueError: the message names the file, the line and the column.
+        FileNotFoundError: there is no such file.
     """
     edges, found = read_table(edges_path)
     edges = named_columns(edges, str(edges_path), source, target, sign)
@@ -120,7 +123,8 @@ def from_edge_table(
     The node lists fix the order of the nodes and keep those that have no edge; without them nodes stand in
     the order in which the rows first name them, sources of a row before targets.
 
-    Raises ``TypeError`` or ``ValueError`` naming the column and the row (counted from 0).
+    Raises:
+        TypeError, ValueError: the message names the column and the row (counted from 0).
     """
     if not isinstance(table, pd.DataFrame):
         raise TypeError(f"table must be a pandas DataFrame, got {type(table).__name__}")
@@ -156,7 +160,8 @@ def from_networkx(G: nx.DiGraph) -> GraphParts:
     which :func:`to_networkx` writes because networkx groups edges by source; edges without one follow in
     ``G.edges`` order. Weights are read from ``weight``, which all edges must have or none.
 
-    Raises ``TypeError`` or ``ValueError`` naming the nodes or edges at fault.
+    Raises:
+        TypeError, ValueError: the message names the nodes or edges at fault.
     """
     if not isinstance(G, nx.DiGraph) or G.is_multigraph():
         raise TypeError(f"G must be a networkx DiGraph, got {type(G).__name__}")
@@ -179,8 +184,9 @@ def from_edges(
 ) -> GraphParts:
     """Read edges of G in the given order, with the node lists of each type.
 
-    Raises ``ValueError`` for edges between types that no edge type joins, and where only some of the edges
-    carry ``weight_attr`` (or none, with ``weight_needed``).
+    Raises:
+        ValueError: edges between types that no edge type joins, and where only some of the edges carry
+            ``weight_attr`` (or none, with ``weight_needed``).
     """
     place: dict[Any, tuple[str, int]] = {}
     for kind in NODE_TYPES:
@@ -221,7 +227,8 @@ def from_edges(
 def to_networkx(graph: GraphLike, weight_attr: str = "weight") -> nx.DiGraph:
     """A DiGraph whose nodes carry ``type``, and edges ``position`` (within their type) and any weight.
 
-    Raises ``ValueError`` where two node types share a name: networkx knows a node by its name alone.
+    Raises:
+        ValueError: two node types share a name: networkx knows a node by its name alone.
     """
     kinds: dict[str, str] = {}
     shared: list[str] = []

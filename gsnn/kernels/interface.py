@@ -37,30 +37,24 @@ class BlockKernel(Protocol):
 
     Attributes:
         name: what :func:`gsnn.kernels.registry.use` calls it.
-
-    ``missing()`` says why it cannot run on this machine at all, None where it can.
-
-    ``refuses(state, blocks, form, plan)`` says why it cannot run these, None where it can; it is asked at
-    every forward pass, so it must be quick, and must not look at values.
-
-    ``forward(state, blocks, form, plan, keep)`` runs without autograd, and writes to none of its arguments;
-    without ``keep`` there will be no backward pass.
-
-    ``backward(grad, state, blocks, saved, form, plan, read_grads, needed)`` gives the gradient for the state
-    (R, B) and, block by block, those for the fields of ``Weights``, None where ``needed`` (the state first,
-    then all fields of all blocks) does not ask. ``grad`` is for the new state, ``read_grads`` holds for each
-    block what else depends on its ``aside``, or None. It may be called several times.
     """
 
     name: str
 
-    def missing(self) -> str | None: ...
+    def missing(self) -> str | None:
+        """Why it cannot run on this machine at all, None where it can."""
 
-    def refuses(self, state: Tensor, blocks: Sequence[Weights], form: Form, plan: Plan) -> str | None: ...
+    def refuses(self, state: Tensor, blocks: Sequence[Weights], form: Form, plan: Plan) -> str | None:
+        """Why it cannot run these, None where it can.
 
-    def forward(
-        self, state: Tensor, blocks: Sequence[Weights], form: Form, plan: Plan, keep: bool
-    ) -> Passed: ...
+        It is asked at every forward pass, so it must be quick, and must not look at values.
+        """
+
+    def forward(self, state: Tensor, blocks: Sequence[Weights], form: Form, plan: Plan, keep: bool) -> Passed:
+        """The stack on ``state`` (R, B), without autograd; writes to none of its arguments.
+
+        Without ``keep`` there will be no backward pass.
+        """
 
     def backward(
         self,
@@ -72,7 +66,18 @@ class BlockKernel(Protocol):
         plan: Plan,
         read_grads: Sequence[Tensor | None],
         needed: Sequence[bool],
-    ) -> tuple[Tensor | None, list[list[Tensor | None]]]: ...
+    ) -> tuple[Tensor | None, list[list[Tensor | None]]]:
+        """The gradient for the state (R, B) and, block by block, those for the fields of ``Weights``.
+
+        It may be called several times.
+
+        Args:
+            grad: (R, B), for the new state.
+            state, blocks, form, plan: as in the forward pass.
+            saved: what it kept.
+            read_grads: for each block what else depends on its ``aside``, or None.
+            needed: the state first, then all fields of all blocks; what is not needed may be None.
+        """
 
 
 class Case(NamedTuple):

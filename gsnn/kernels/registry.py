@@ -1,4 +1,6 @@
-"""Which kernel runs a stack of blocks, and how to choose another::
+"""Which kernel runs a stack of blocks, and how to choose another.
+
+Example::
 
     from gsnn import kernels
 

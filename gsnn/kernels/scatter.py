@@ -77,6 +77,7 @@ class Incidence(NamedTuple):
     row_starts: Tensor
 
     def to(self, device: torch.device) -> "Incidence":
+        """The same on another device."""
         return Incidence(*(tensor.to(device) for tensor in self))
 
 
@@ -209,6 +210,7 @@ class ScatterPlan(Plan):
         )
 
     def to(self, device: torch.device) -> "ScatterPlan":
+        """See :meth:`gsnn.kernels.plan.Plan.to`."""
         moved = super().to(device)
         assert isinstance(moved, ScatterPlan)
         if moved is not self:

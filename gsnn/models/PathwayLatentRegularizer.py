@@ -230,6 +230,7 @@ class PathwayLatentRegularizer(torch.nn.Module):
         return self._lists[1:]
 
     def extra_repr(self) -> str:
+        """What ``repr`` says of it."""
         return (
             f"{self.n_pathways} pathways, {len(self._edges[0])} memberships, phi={self.phi!r}, "
             f"lambda_sim={self.lambda_sim}, lambda_dis={self.lambda_dis}"

@@ -219,4 +219,5 @@ class SparseLinear(torch.nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
+        """What ``repr`` says of it."""
         return f"{self.N} -> {self.M}, weights={len(self.values)}, bias={self.bias is not None}"

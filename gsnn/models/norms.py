@@ -93,6 +93,7 @@ class NodeNorm(torch.nn.Module):
         return unit if weight is None or bias is None else unit * weight + bias
 
     def extra_repr(self) -> str:
+        """What ``repr`` says of it."""
         return f"{self.kind!r}, affine={self.weight is not None}"
 
 

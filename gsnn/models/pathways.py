@@ -143,7 +143,8 @@ def match_pathways(
 def read_gmt(path: str | PathLike[str]) -> dict[str, list[str]]:
     """Gene sets of a GMT file: pathway, description, genes, tab-separated, plain or compressed.
 
-    Raises ``ValueError`` for a line without a gene and for a pathway that comes twice, with its number.
+    Raises:
+        ValueError: a line without a gene, or a pathway that comes twice; the message has its number.
     """
     sets: dict[str, list[str]] = {}
     for number, line in enumerate(read_text(path).split("\n"), 1):
@@ -164,7 +165,8 @@ def table_sets(
 ) -> dict[str, dict[str, float]]:
     """Gene sets of a table with a row per membership: pathway, gene and, where named, its weight.
 
-    Raises ``ValueError`` for a missing column or an empty cell, and for a membership that comes twice.
+    Raises:
+        ValueError: a missing column, an empty cell, or a membership that comes twice.
     """
     columns = [pathway, gene, *([] if weight is None else [weight])]
     for column in columns:

@@ -21,22 +21,19 @@ class FirstOrderEdgeInferer(FirstOrderInferer):
     of a new edge's weights W (C, C) is tr(M_ij' W), M_ij = E[h_i^p g_j^(p+1)'], to first order. Its largest
     singular value is the steepest decrease by weights of rank one, which is what one edge has.
 
-    Parameters
-    ----------
-    model : a trained GSNN, or any module with the same captures
-    data : the graph it was built from (HeteroGraph or anything with the same two dictionaries)
+    Args:
+        model: a trained GSNN, or any module with the same captures.
+        data: the graph it was built from (HeteroGraph or anything with the same two dictionaries).
 
-    Attributes
-    ----------
-    n : samples seen since the statistics were last reset
-    N, L, n_pairs : function nodes, layers, layer pairs P
-    function_nodes : the N names
-    edges : set of (source name, target name), the kept function -> function edges
-    parents_by_target : index of each target -> sorted list of the indices of its kept sources, S_j
+    Attributes:
+        n: samples seen since the statistics were last reset.
+        N, L, n_pairs: function nodes, layers, layer pairs P.
+        function_nodes: the N names.
+        edges: set of (source name, target name), the kept function -> function edges.
+        parents_by_target: index of each target -> sorted list of the indices of its kept sources, S_j.
 
-    Raises
-    ------
-    TypeError, ValueError : what `LayerCaptures` and the graph refuse
+    Raises:
+        TypeError, ValueError: what `LayerCaptures` and the graph refuse.
 
     Memory: 16 P (N C)^2 bytes, where the model is: for networks of some hundred nodes. Source of GSNN: Evans
     et al. 2024, doi 10.1101/2024.02.28.582164.
@@ -68,26 +65,25 @@ class FirstOrderEdgeInferer(FirstOrderInferer):
     ) -> pd.DataFrame:
         """Score every ordered pair of function nodes.
 
-        Parameters
-        ----------
-        layer_agg : aggregation over the P layer pairs, 'mean' or 'max'
-        exclude_self : leave out i -> i
-        score : the largest singular value of M_ij where h_i is 'gradient': as it is; 'whitened': centred and
-            whitened; 'omp': centred, whitened and projected off the kept parents of j, which is the first
-            step of orthogonal matching pursuit (kept edges have no score then)
-        ridge : of that projection, against a variance of 1
+        Args:
+            layer_agg: aggregation over the P layer pairs, 'mean' or 'max'.
+            exclude_self: leave out i -> i.
+            score: the largest singular value of M_ij where h_i is 'gradient': as it is; 'whitened': centred
+                and whitened; 'omp': centred, whitened and projected off the kept parents of j, which is the
+                first step of orthogonal matching pursuit (kept edges have no score then).
+            ridge: of that projection, against a variance of 1.
 
-        Returns
-        -------
-        DataFrame by descending `score`, NaN last, ties by index: `src_func, dst_func, src_idx, dst_idx,
-        score, has_edge, n_cond, sv_a{p}_g{p+1} for each pair, p_value, q_value`. `n_cond` is the number of
-        parents projected off. `p_value` is of the score test of E[h_i g_j'] = 0, of what is left of both;
-        smallest of the pairs times P. It asks whether the network is stationary, which one trained for a
-        finite time never is: see :func:`gsnn.optim.verify.verify` for a test of what an edge is worth. In
-        one that is, p is uniform for one pair and many samples, and too large for few or for several pairs.
+        Returns:
+            DataFrame by descending `score`, NaN last, ties by index, with `src_func, dst_func, src_idx,
+            dst_idx, score, has_edge, n_cond, sv_a{p}_g{p+1} for each pair, p_value, q_value`. `n_cond` is the
+            number of parents projected off. `p_value` is of the score test of E[h_i g_j'] = 0, of what is
+            left of both; smallest of the pairs times P. It asks whether the network is stationary, which one
+            trained for a finite time never is: see :func:`gsnn.optim.verify.verify` for a test of what an
+            edge is worth. In one that is, p is uniform for one pair and many samples, and too large for few
+            or for several pairs.
 
-        Raises
-        ------
-        RuntimeError : before `fit`. ValueError : an option out of its range.
+        Raises:
+            RuntimeError: before `fit`.
+            ValueError: an option out of its range.
         """
         return self._table(layer_agg, exclude_self, score, ridge)

@@ -27,23 +27,21 @@ class InputEdgeInferer(FirstOrderInferer):
     whitened input has unit variance, so 'whitened' and 'omp' do not depend on the unit of an input, or on
     the gates.
 
-    Parameters
-    ----------
-    model : a trained GSNN, or any module with the same captures whose blocks have its `residual_weight`, a
-        scalar tensor or None
-    data : the graph it was built from (HeteroGraph or anything with the same two dictionaries)
+    Args:
+        model: a trained GSNN, or any module with the same captures whose blocks have its `residual_weight`, a
+            scalar tensor or None.
+        data: the graph it was built from (HeteroGraph or anything with the same two dictionaries).
 
-    Attributes
-    ----------
-    n : samples seen since the statistics were last reset
-    N, L : function nodes, layers
-    function_nodes, input_nodes : their names
-    edges : set of (source name, target name), the kept input -> function edges
-    parents_by_target : index of each function -> sorted list of the indices of its kept inputs
+    Attributes:
+        n: samples seen since the statistics were last reset.
+        N, L: function nodes, layers.
+        function_nodes, input_nodes: their names.
+        edges: set of (source name, target name), the kept input -> function edges.
+        parents_by_target: index of each function -> sorted list of the indices of its kept inputs.
 
-    Raises
-    ------
-    TypeError, ValueError : what `LayerCaptures` and the graph refuse, and blocks without `residual_weight`
+    Raises:
+        TypeError, ValueError: what `LayerCaptures` and the graph refuse, and blocks without
+            `residual_weight`.
 
     In the table, `src_func` is the input and `dst_func` the function. Source of GSNN: Evans et al. 2024,
     doi 10.1101/2024.02.28.582164.

@@ -46,26 +46,23 @@ class MagnitudeEdgeInferer:
     Magnitudes carry no sign: the score says that an edge would matter, not which way it acts. The p-values
     say that two magnitudes go together, not that an edge is missing.
 
-    Parameters
-    ----------
-    model : a trained GSNN, or any module with the same captures
-    data : the graph it was built from (HeteroGraph or anything with the same two dictionaries)
-    reduction : norm over a node's C channels, 'l1' or 'l2'
-    use_pre_norm : read activations right after `lin_in`; False reads them after the nonlinearity, which is
-        possible for the norms batch, groupbatch and none
+    Args:
+        model: a trained GSNN, or any module with the same captures.
+        data: the graph it was built from (HeteroGraph or anything with the same two dictionaries).
+        reduction: norm over a node's C channels, 'l1' or 'l2'.
+        use_pre_norm: read activations right after `lin_in`; False reads them after the nonlinearity, which is
+            possible for the norms batch, groupbatch and none.
 
-    Attributes
-    ----------
-    n : samples seen since the statistics were last reset
-    N, L, n_pairs : function nodes, layers, layer pairs P
-    function_nodes : the N names
-    edges : set of (source name, target name), the kept function -> function edges
-    parents_by_target : index of each target -> sorted list of the indices of its kept sources, S_j
+    Attributes:
+        n: samples seen since the statistics were last reset.
+        N, L, n_pairs: function nodes, layers, layer pairs P.
+        function_nodes: the N names.
+        edges: set of (source name, target name), the kept function -> function edges.
+        parents_by_target: index of each target -> sorted list of the indices of its kept sources, S_j.
 
-    Raises
-    ------
-    TypeError, ValueError : what `LayerCaptures` and the graph refuse: `checkpoint=True`, one layer, no
-        captures, other function nodes than the graph's; an unknown reduction
+    Raises:
+        TypeError, ValueError: what `LayerCaptures` and the graph refuse: `checkpoint=True`, one layer, no
+            captures, other function nodes than the graph's; an unknown reduction.
 
     Memory: 16 P N min(n, N) bytes for the statistics: the magnitudes themselves while there are fewer samples
     than function nodes, their moments from then on. `evaluate(top_k=k)` adds 16 N^2 bytes to it. They are
@@ -127,34 +124,31 @@ class MagnitudeEdgeInferer:
         `.grad` and its captures are left as they were, also when something fails, and then the statistics
         are too.
 
-        Parameters
-        ----------
-        dataloader : yields (x, y), x (B, N_in) and y (B, N_out) for the default loss, in the units that the
-            model was trained in. After `fit(..., standardize=True)` give a `RowDataset(model, x, y)`: raw
-            values give wrong ranks without an error.
-        crit : loss crit(yhat, y) -> scalar. By default the squared error, averaged over outputs, where a NaN
-            in y is a missing measurement: it adds nothing, and a sample without any measurement is not
-            counted. Gradients of a loss that averages over the batch shrink with the batch, so they are
-            scaled back by B; which kind a loss is, is found once, by doubling the first batch. A loss that
-            divides by some other number (of measured values in the batch, say) is only approximately
-            independent of how the data is cut.
-        device : where to run; by default where the model is. The model returns from it afterwards.
-        verbose : show progress
-        process_group : None fits in this process alone. True (all processes of `torch.distributed`) or a
-            process group: every rank of it calls `fit` with its own share of the samples, which may be of any
-            size, also empty, and has the statistics of all of them afterwards. It is never switched on by
-            itself: a script that fits on rank 0 only would wait for the others for ever. A sample that
-            two ranks are given counts twice, so shard without padding.
+        Args:
+            dataloader: yields (x, y), x (B, N_in) and y (B, N_out) for the default loss, in the units that
+                the model was trained in. After `fit(..., standardize=True)` give a `RowDataset(model, x, y)`:
+                raw values give wrong ranks without an error.
+            crit: loss crit(yhat, y) -> scalar. By default the squared error, averaged over outputs, where a
+                NaN in y is a missing measurement: it adds nothing, and a sample without any measurement is
+                not counted. Gradients of a loss that averages over the batch shrink with the batch, so they
+                are scaled back by B; which kind a loss is, is found once, by doubling the first batch. A loss
+                that divides by some other number (of measured values in the batch, say) is only approximately
+                independent of how the data is cut.
+            device: where to run; by default where the model is. The model returns from it afterwards.
+            verbose: show progress.
+            process_group: None fits in this process alone. True (all processes of `torch.distributed`) or a
+                process group: every rank of it calls `fit` with its own share of the samples, which may be of
+                any size, also empty, and has the statistics of all of them afterwards. It is never switched
+                on by itself: a script that fits on rank 0 only would wait for the others for ever. A sample
+                that two ranks are given counts twice, so shard without padding.
 
-        Returns
-        -------
-        Number of samples that this call has counted, those of all ranks together.
+        Returns:
+            Number of samples that this call has counted, those of all ranks together.
 
-        Raises
-        ------
-        TypeError, ValueError : a batch is no (x, y) pair, the loss is no scalar or neither a mean nor a sum
-            over samples, an activation or gradient is not finite, or there was no sample
-        RuntimeError : the fit failed on another rank, or `process_group` is none that can be used
+        Raises:
+            TypeError, ValueError: a batch is no (x, y) pair, the loss is no scalar or neither a mean nor a
+                sum over samples, an activation or gradient is not finite, or there was no sample.
+            RuntimeError: the fit failed on another rank, or `process_group` is none that can be used.
         """
         seen, eps = self._statistics(dataloader, crit, device, verbose, process_group)
         # Only a pass that has gone through takes the place of what was there.
@@ -254,34 +248,33 @@ class MagnitudeEdgeInferer:
     ) -> pd.DataFrame:
         """Score every ordered pair of function nodes.
 
-        Parameters
-        ----------
-        layer_agg : aggregation over the P layer pairs, 'mean' or 'max' (the signed value of largest
-            magnitude); pairs without a value are left out
-        exclude_self : leave out i -> i
-        score : 'corr' is corr(x_i^p, y_j^(p+1)); 'partial' the same given x_s^p of all s in S_j, the kept
-            parents of j
-        ridge : for 'partial', added to the diagonal of the parents' correlation matrix
-        top_k : only the best k sources of each target, as the full table has them, without building the
-            table of all N**2 pairs. `q_value` is still that of the full table: the pairs that are not shown
-            were tested too.
+        Args:
+            layer_agg: aggregation over the P layer pairs, 'mean' or 'max' (the signed value of largest
+                magnitude); pairs without a value are left out.
+            exclude_self: leave out i -> i.
+            score: 'corr' is corr(x_i^p, y_j^(p+1)); 'partial' the same given x_s^p of all s in S_j, the kept
+                parents of j.
+            ridge: for 'partial', added to the diagonal of the parents' correlation matrix.
+            top_k: only the best k sources of each target, as the full table has them, without building the
+                table of all N**2 pairs. `q_value` is still that of the full table: the pairs that are not
+                shown were tested too.
 
-        Returns
-        -------
-        DataFrame by descending `corr`, NaN last, ties by index: `src_func, dst_func, src_idx, dst_idx, corr,
-        has_edge, [n_cond], corr_a{p}_g{p+1} for each pair, p_value, q_value`. `n_cond` = |S_j| for 'partial'.
-        A correlation is NaN where either magnitude is constant (a standard deviation of at most 8 machine
-        precisions of its root mean square), and a partial one also where i is in S_j, where S_j determines
-        either side, or where n - 3 - |S_j| leaves no degree of freedom. `p_value` is one-sided (corr > 0) by
-        Fisher's z with n - 3 - |S_j| degrees, `q_value` Benjamini & Hochberg's over the rows.
+        Returns:
+            DataFrame by descending `corr`, NaN last, ties by index, with `src_func, dst_func, src_idx,
+            dst_idx, corr, has_edge, [n_cond], corr_a{p}_g{p+1} for each pair, p_value, q_value`. `n_cond` =
+            |S_j| for 'partial'. A correlation is NaN where either magnitude is constant (a standard deviation
+            of at most 8 machine precisions of its root mean square), and a partial one also where i is in
+            S_j, where S_j determines either side, or where n - 3 - |S_j| leaves no degree of freedom.
+            `p_value` is one-sided (corr > 0) by Fisher's z with n - 3 - |S_j| degrees, `q_value` Benjamini &
+            Hochberg's over the rows.
 
         Under independence p is uniform for one layer pair, or pairs that agree. Where they differ it is too
         large for 'mean' and too small, by up to the factor P, for 'max', the largest of P being no average
         one; and a little too small for few samples of skewed magnitudes (.065 at .05 for n = 20).
 
-        Raises
-        ------
-        RuntimeError : before `fit`. ValueError : fewer than 3 samples, or an option out of its range.
+        Raises:
+            RuntimeError: before `fit`.
+            ValueError: fewer than 3 samples, or an option out of its range.
         """
         one_of("layer_agg", layer_agg, ("mean", "max"))
         one_of("score", score, ("corr", "partial"))

@@ -61,40 +61,37 @@ class MagnitudeEdgeKGE(nn.Module):
     and their scores say nothing of what would have been found. Exclude nothing, or exclude the held-out
     edges together with many random missing pairs (ten for one) and score within that set only.
 
-    Parameters
-    ----------
-    mei : a fitted `MagnitudeEdgeInferer`; its scores are read once, here
-    embedding_dim : numbers per node, even for `directed`
-    score, layer_agg : of the mined scores, as in `mei.evaluate`
-    mining_strategy : 'fdr' takes the missing edges with q <= `fdr_alpha` (q is too small for 'max'),
-        'topk_per_target' the best `top_k_per_target` missing sources of each target
-    exclude_edges : (source name, target name) pairs, missing from the graph, that are unknown: not mined,
-        no context and no negative (in symmetric mode in neither direction)
-    walks_per_node, walk_length : walks from each node in each epoch, and nodes in a walk
-    window_size : largest number of steps between centre and context
-    n_negatives : nodes drawn for each context
-    walk_undirected : walk each edge in both directions. With `directed`, steps against an edge still give
-        contexts in the edge's direction, and paths that change direction give none.
-    walk_corr_weighted, walk_alpha : weight of a mined edge in the walks: max(corr, 0) ** walk_alpha, or 1
-    kept_edge_weight : a kept edge weighs at least this, by default as much as the heaviest mined one (1 if
-        nothing was mined)
-    lr, weight_decay : of AdamW; with few nodes a strong decay (1 to 2) smooths and scores better
-    directed : see above
-    edges : what is walked: 'joint', 'inferred' only or 'true' (kept) only
+    Args:
+        mei: a fitted `MagnitudeEdgeInferer`; its scores are read once, here.
+        embedding_dim: numbers per node, even for `directed`.
+        score, layer_agg: of the mined scores, as in `mei.evaluate`.
+        mining_strategy: 'fdr' takes the missing edges with q <= `fdr_alpha` (q is too small for 'max'),
+            'topk_per_target' the best `top_k_per_target` missing sources of each target.
+        exclude_edges: (source name, target name) pairs, missing from the graph, that are unknown: not mined,
+            no context and no negative (in symmetric mode in neither direction).
+        walks_per_node, walk_length: walks from each node in each epoch, and nodes in a walk.
+        window_size: largest number of steps between centre and context.
+        n_negatives: nodes drawn for each context.
+        walk_undirected: walk each edge in both directions. With `directed`, steps against an edge still give
+            contexts in the edge's direction, and paths that change direction give none.
+        walk_corr_weighted, walk_alpha: weight of a mined edge in the walks: max(corr, 0) ** walk_alpha, or 1.
+        kept_edge_weight: a kept edge weighs at least this, by default as much as the heaviest mined one (1 if
+            nothing was mined).
+        lr, weight_decay: of AdamW; with few nodes a strong decay (1 to 2) smooths and scores better.
+        directed: see above.
+        edges: what is walked: 'joint', 'inferred' only or 'true' (kept) only.
 
-    Attributes
-    ----------
-    true_heads, true_tails : (E,) int64, sources and targets of the kept edges
-    inferred_heads, inferred_tails : the same of the mined edges
-    pos_heads, pos_tails : the edges that are walked. To walk others, assign these and call
-        `_build_adjacency()`; edges that are neither kept nor mined then weigh like kept ones.
-    pos_mask : (N, N) bool, True at [source, target] of each of them
-    N : function nodes
+    Attributes:
+        true_heads, true_tails: (E,) int64, sources and targets of the kept edges.
+        inferred_heads, inferred_tails: the same of the mined edges.
+        pos_heads, pos_tails: the edges that are walked. To walk others, assign these and call
+            `_build_adjacency()`; edges that are neither kept nor mined then weigh like kept ones.
+        pos_mask: (N, N) bool, True at [source, target] of each of them.
+        N: function nodes.
 
-    Raises
-    ------
-    TypeError, ValueError : an argument out of its range, or nothing to walk
-    RuntimeError : `mei` is unfitted
+    Raises:
+        TypeError, ValueError: an argument out of its range, or nothing to walk.
+        RuntimeError: `mei` is unfitted.
     """
 
     def __init__(
@@ -221,19 +218,18 @@ class MagnitudeEdgeKGE(nn.Module):
     ) -> dict[str, list[float]]:
         """Train from a new random start; the same seed gives the same embedding.
 
-        Parameters
-        ----------
-        n_epochs : each on newly drawn walks
-        batch_size : contexts per step; the step size falls linearly to 0 over the epochs
-        validation_edges : (source name, target name) pairs missing from the graph. They train nothing: after
-            each epoch their AUC is taken as in `evaluate_against`, and the best state is kept.
-        verbose : show progress with epoch, pairs, loss and validation AUC
-        seed : of this fit's own generator; global generators are neither read nor changed
+        Args:
+            n_epochs: each on newly drawn walks.
+            batch_size: contexts per step; the step size falls linearly to 0 over the epochs.
+            validation_edges: (source name, target name) pairs missing from the graph. They train nothing:
+                after each epoch their AUC is taken as in `evaluate_against`, and the best state is kept.
+            verbose: show progress with epoch, pairs, loss and validation AUC.
+            seed: of this fit's own generator; global generators are neither read nor changed.
 
-        Returns
-        -------
-        'train_loss', the mean over the epoch's contexts, each with its negatives, and, given validation
-        edges, 'val_auc': one number per epoch. The last state stays; `load_best` goes to the best.
+        Returns:
+            A history with 'train_loss', the mean over the epoch's contexts, each with its negatives, and,
+            given validation edges, 'val_auc'; one number per epoch each. The last state stays; `load_best`
+            goes to the best.
         """
         n_epochs, batch_size = whole("n_epochs", n_epochs), whole("batch_size", batch_size)
         positive = None
@@ -336,20 +332,18 @@ class MagnitudeEdgeKGE(nn.Module):
     def evaluate(self, exclude_self: bool = True, fuse: float | None = None) -> pd.DataFrame:
         """Score every ordered pair of function nodes.
 
-        Parameters
-        ----------
-        exclude_self : leave out i -> i
-        fuse : None gives the embedding's score(i, j). A weight w >= 0 gives structure and magnitudes
-            together: z(mean over layer pairs of the mined correlation) + w * z(sigmoid(score(i, j))), each
-            standardized over all pairs i != j. The sigmoid is the probability that j is a context of i and
-            no noise; without it the pairs that are ruled out most would set the scale. A pair without a
-            correlation gets 0, the average, for it. 1 is a good start.
+        Args:
+            exclude_self: leave out i -> i.
+            fuse: None gives the embedding's score(i, j). A weight w >= 0 gives structure and magnitudes
+                together: z(mean over layer pairs of the mined correlation) + w * z(sigmoid(score(i, j))),
+                each standardized over all pairs i != j. The sigmoid is the probability that j is a context of
+                i and no noise; without it the pairs that are ruled out most would set the scale. A pair
+                without a correlation gets 0, the average, for it. 1 is a good start.
 
-        Returns
-        -------
-        DataFrame by descending `score`, ties by index: `src_func, dst_func, src_idx, dst_idx, score,
-        has_edge, [n_cond], corr_a{p}_g{p+1} for each pair, p_value, q_value`. All after `has_edge` is of the
-        mined correlations, p too small for 'max': an embedding has no significance of its own.
+        Returns:
+            DataFrame by descending `score`, ties by index, with `src_func, dst_func, src_idx, dst_idx, score,
+            has_edge, [n_cond], corr_a{p}_g{p+1} for each pair, p_value, q_value`. All after `has_edge` is of
+            the mined correlations, p too small for 'max': an embedding has no significance of its own.
         """
         if fuse is not None:
             non_negative("fuse", fuse)

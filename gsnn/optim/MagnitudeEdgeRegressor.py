@@ -58,35 +58,35 @@ class MagnitudeEdgeRegressor(nn.Module):
     of order is a RuntimeError that says what to call; `pre_forward` itself may always be called, and gives
     up a step that was not finished.
 
-    Parameters
-    ----------
-    model : a GSNN, or any module with the same captures; it does not become a submodule
-    data : the graph it was built from (HeteroGraph or anything with the same two dictionaries)
-    aggregators : how a node's C absolute channel values become x: any of 'sum', 'max', 'mean', 'l2'. y is
-        always their sum.
-    use_pre_norm : read activations right after `lin_in`; False reads them after the nonlinearity, which is
-        possible for the norms batch, groupbatch and none
-    standardize : shift and scale each magnitude of each pair by running averages of its mean and of its
-        variance within batches
-    lr, weight_decay : of AdamW (Loshchilov & Hutter 2019)
-    dropout : share of the entries of W that a step leaves out, in training mode
-    ridge : penalty on ||W||^2
-    score_mode : score of i -> j: 'abs' |W|, 'relu' max(W, 0), or 'signed' W
-    ema_momentum : weight of the newest batch in those averages, in (0, 1]
-    window : the p-values rest on the newest whole batches with at most this many samples together (one batch
-        at least). Keep it below the number of training samples: a sample seen in two epochs is not two.
-    process_group : None learns from this process alone. True (all processes of `torch.distributed`) or a
-        group: each step is that of the batches of all ranks together, of any sizes, and W is the same on all
-        of them. Every rank must take every step. Under DistributedDataParallel, `model` is its `.module`.
+    Args:
+        model: a GSNN, or any module with the same captures; it does not become a submodule.
+        data: the graph it was built from (HeteroGraph or anything with the same two dictionaries).
+        aggregators: how a node's C absolute channel values become x: any of 'sum', 'max', 'mean', 'l2'. y is
+            always their sum.
+        use_pre_norm: read activations right after `lin_in`; False reads them after the nonlinearity, which is
+            possible for the norms batch, groupbatch and none.
+        standardize: shift and scale each magnitude of each pair by running averages of its mean and of its
+            variance within batches.
+        lr, weight_decay: of AdamW (Loshchilov & Hutter 2019).
+        dropout: share of the entries of W that a step leaves out, in training mode.
+        ridge: penalty on ||W||^2.
+        score_mode: score of i -> j: 'abs' |W|, 'relu' max(W, 0), or 'signed' W.
+        ema_momentum: weight of the newest batch in those averages, in (0, 1].
+        window: the p-values rest on the newest whole batches with at most this many samples together (one
+            batch at least). Keep it below the number of training samples: a sample seen in two epochs is not
+            two.
+        process_group: None learns from this process alone. True (all processes of `torch.distributed`) or a
+            group: each step is that of the batches of all ranks together, of any sizes, and W is the same on
+            all of them. Every rank must take every step. Under DistributedDataParallel, `model` is its
+            `.module`.
 
-    Attributes
-    ----------
-    W : (N, N) parameter, zero at first, source by target
-    steps, n : steps taken and samples seen, repeated ones included
-    N, L, n_pairs : function nodes, layers, layer pairs P
-    function_nodes : the N names
-    edges : set of (source name, target name), the kept function -> function edges
-    parents_by_target : index of each target -> sorted list of the indices of its kept sources
+    Attributes:
+        W: (N, N) parameter, zero at first, source by target.
+        steps, n: steps taken and samples seen, repeated ones included.
+        N, L, n_pairs: function nodes, layers, layer pairs P.
+        function_nodes: the N names.
+        edges: set of (source name, target name), the kept function -> function edges.
+        parents_by_target: index of each target -> sorted list of the indices of its kept sources.
 
     `state_dict` holds everything that training and `evaluate` need: W, the running statistics, the
     optimizer's state, the window, and the best state kept so far. `copy.deepcopy` copies the model along;
@@ -98,10 +98,9 @@ class MagnitudeEdgeRegressor(nn.Module):
     Memory: 12 N^2 bytes in single precision for W and AdamW, and (A + 1) P N window numbers. Source of GSNN:
     Evans et al. 2024, doi 10.1101/2024.02.28.582164.
 
-    Raises
-    ------
-    TypeError, ValueError : an option out of its range, and what `LayerCaptures` and the graph refuse:
-        `checkpoint=True`, one layer, no captures, other function nodes than the graph's
+    Raises:
+        TypeError, ValueError: an option out of its range, and what `LayerCaptures` and the graph refuse:
+            `checkpoint=True`, one layer, no captures, other function nodes than the graph's.
     """
 
     running_mean: Tensor
@@ -207,15 +206,13 @@ class MagnitudeEdgeRegressor(nn.Module):
     def aux_step(self) -> dict[str, float]:
         """Take one step of W on this step's magnitudes, and end the step.
 
-        Returns
-        -------
-        dict of floats: `aux_loss` = `mse` + ridge ||W||^2 before the update, and `mse`. Where `standardize`,
-        W = 0 has an `mse` of about 1.
+        Returns:
+            dict of floats: `aux_loss` = `mse` + ridge ||W||^2 before the update, and `mse`. Where
+            `standardize`, W = 0 has an `mse` of about 1.
 
-        Raises
-        ------
-        RuntimeError : out of order. ValueError : an activation, a gradient or W is not finite; nothing has
-        changed then.
+        Raises:
+            RuntimeError: out of order.
+            ValueError: an activation, a gradient or W is not finite; nothing has changed then.
         """
         if self._armed is None:
             missing = "arm_retained_grads() and loss.backward()"
@@ -276,10 +273,10 @@ class MagnitudeEdgeRegressor(nn.Module):
     def evaluate(self, *, exclude_self: bool = True) -> pd.DataFrame:
         """Score every ordered pair of function nodes.
 
-        Returns
-        -------
-        DataFrame by descending `score`, ties by index: `src_func, dst_func, src_idx, dst_idx, score,
-        has_edge, corr_a{p}_g{p+1} for each pair, p_value, q_value`, without rows i -> i where `exclude_self`.
+        Returns:
+            DataFrame by descending `score`, ties by index, with `src_func, dst_func, src_idx, dst_idx, score,
+            has_edge, corr_a{p}_g{p+1} for each pair, p_value, q_value`, without rows i -> i where
+            `exclude_self`.
 
         The last columns describe the samples of the window, as they were when they were seen and less the
         mean of their batch, so that what training moves from batch to batch does not count.
@@ -382,9 +379,11 @@ class MagnitudeEdgeRegressor(nn.Module):
         self._recent.batches = list(progress["recent"])
 
     def get_extra_state(self) -> dict[str, Any]:
+        """What `state_dict` holds besides tensors."""
         return {"progress": self._progress(), "best": self._best}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take it from a `state_dict`."""
         self._set_progress(state["progress"])
         self._best = state["best"]
         self._end_step()

@@ -25,23 +25,21 @@ class OutputEdgeInferer(FirstOrderInferer):
     gives the same outputs, that is, whose other weights and biases into o are larger by sqrt((d + 1) / d).
     An edge acts in all L blocks; without residual connections only in the last one.
 
-    Parameters
-    ----------
-    model : a trained GSNN, or any module with the same captures whose blocks have its `residual_weight`, a
-        scalar tensor or None
-    data : the graph it was built from (HeteroGraph or anything with the same two dictionaries)
+    Args:
+        model: a trained GSNN, or any module with the same captures whose blocks have its `residual_weight`, a
+            scalar tensor or None.
+        data: the graph it was built from (HeteroGraph or anything with the same two dictionaries).
 
-    Attributes
-    ----------
-    n : samples seen since the statistics were last reset
-    N, L : function nodes, layers
-    function_nodes, output_nodes : their names
-    edges : set of (source name, target name), the kept function -> output edges
-    parents_by_target : index of each output -> sorted list of the indices of its kept sources
+    Attributes:
+        n: samples seen since the statistics were last reset.
+        N, L: function nodes, layers.
+        function_nodes, output_nodes: their names.
+        edges: set of (source name, target name), the kept function -> output edges.
+        parents_by_target: index of each output -> sorted list of the indices of its kept sources.
 
-    Raises
-    ------
-    TypeError, ValueError : what `LayerCaptures` and the graph refuse, and blocks without `residual_weight`
+    Raises:
+        TypeError, ValueError: what `LayerCaptures` and the graph refuse, and blocks without
+            `residual_weight`.
 
     In the table, `src_func` is the function and `dst_func` the output. Memory: 8 L (N C)^2 bytes, where the
     model is. Source of GSNN: Evans et al. 2024, doi 10.1101/2024.02.28.582164.

@@ -50,15 +50,15 @@ _LEAST_GAIN = 0.005  # share of the loss by which a stage must lower it to count
 class Completion:
     """What `complete` found.
 
-    Attributes
-    ----------
-    graph : the given graph and the added edges, which follow its own
-    model : a network trained from the beginning on that graph
-    edges : `order` (from 1), `stage`, `src_func`, `dst_func`, `score`, `gain`; gain is how much the loss on
-        the validation samples rises when the edge alone is switched off in `model`, NaN without validation
-    path : number of added edges -> validation loss of a network trained from the beginning with the first so
-        many, from 0 on, one entry a stage; NaN without validation. Losses are mean squared errors of
-        standardised outputs.
+    Attributes:
+        graph: the given graph and the added edges, which follow its own.
+        model: a network trained from the beginning on that graph.
+        edges: `order` (from 1), `stage`, `src_func`, `dst_func`, `score`, `gain`; gain is how much the loss
+            on the validation samples rises when the edge alone is switched off in `model`, NaN without
+            validation.
+        path: number of added edges -> validation loss of a network trained from the beginning with the first
+            so many, from 0 on, one entry a stage; NaN without validation. Losses are mean squared errors of
+            standardised outputs.
     """
 
     graph: HeteroGraph
@@ -88,33 +88,31 @@ def complete(
     Nothing but the given samples is read, and the same call gives the same result (on one kind of machine and
     number of threads).
 
-    Parameters
-    ----------
-    graph : HeteroGraph, or anything with the same two dictionaries
-    x, y : samples (n, N_in) and (n, N_out), anything that `gsnn.fit` takes: DataFrames are matched by name,
-        NaN in y is a missing measurement
-    budget : edges to add, an int of at least 0; or 'auto': stages go on until two in a row do not lower the
-        validation loss by half a percent, then the smallest number of edges is taken whose validation loss is
-        within one standard error of the best. Without `validation` a fifth of the samples is put aside for
-        that, drawn by `seed`, and used again for the final network.
-    stages : in how many steps the budget is spent; with 'auto' each adds so many edges that `2 stages` of
-        them double the graph's
-    score : 'omp', orthogonal matching pursuit, or 'whitened', pairs one by one and one edge a target and
-        stage; see :class:`gsnn.optim.FirstOrderEdgeInferer.FirstOrderEdgeInferer`
-    candidates, priors : pairs to choose from, and weights of pairs; see its method `greedy`
-    validation : (x, y) that have no part in choosing or training; for `gain` and `path`, which need one
-        training for each stage
-    seed : of weights and batches
-    settings : `CompletionSettings` or a dict of some of its fields
-    verbose : show a progress bar
-    checkpoint_path : a file that keeps finished stages. Where it is there already, the same call goes on from
-        it, with the result that it would have had. It stays; delete it to begin anew.
+    Args:
+        graph: HeteroGraph, or anything with the same two dictionaries.
+        x, y: samples (n, N_in) and (n, N_out), anything that `gsnn.fit` takes: DataFrames are matched by
+            name, NaN in y is a missing measurement.
+        budget: edges to add, an int of at least 0; or 'auto': stages go on until two in a row do not lower
+            the validation loss by half a percent, then the smallest number of edges is taken whose validation
+            loss is within one standard error of the best. Without `validation` a fifth of the samples is put
+            aside for that, drawn by `seed`, and used again for the final network.
+        stages: in how many steps the budget is spent; with 'auto' each adds so many edges that `2 stages` of
+            them double the graph's.
+        score: 'omp', orthogonal matching pursuit, or 'whitened', pairs one by one and one edge a target and
+            stage; see :class:`gsnn.optim.FirstOrderEdgeInferer.FirstOrderEdgeInferer`.
+        candidates, priors: pairs to choose from, and weights of pairs; see its method `greedy`.
+        validation: (x, y) that have no part in choosing or training; for `gain` and `path`, which need one
+            training for each stage.
+        seed: of weights and batches.
+        settings: `CompletionSettings` or a dict of some of its fields.
+        verbose: show a progress bar.
+        checkpoint_path: a file that keeps finished stages. Where it is there already, the same call goes on
+            from it, with the result that it would have had. It stays; delete it to begin anew.
 
-    Raises
-    ------
-    TypeError, ValueError : an argument that is not what is described above, fewer candidates than `budget`,
-        data that do not fit the graph, or a checkpoint of another run
-    FileNotFoundError : the folder of `checkpoint_path` is not there
+    Raises:
+        TypeError, ValueError: an argument that is not what is described above, fewer candidates than
+            `budget`, data that do not fit the graph, or a checkpoint of another run.
+        FileNotFoundError: the folder of `checkpoint_path` is not there.
     """
     graph = as_graph(graph, warn=False)
     settings = checked(budget, stages, score, seed, settings)

@@ -40,17 +40,16 @@ _BOOTSTRAPS = 1000
 class CrossValidation:
     """What `complete_cv` found.
 
-    Attributes
-    ----------
-    table : one row a budget: `budget`, held-out `r2`, `random` (mean over draws of as many random edges),
-        `gain` = r2 - random, and each of `others` (`ridge` and `mlp`, which see all inputs and no graph), all
-        with `_low` and `_high`, 95% intervals by bootstrap over samples, or groups
-    edges : `src_func, dst_func, folds, share, order`: in how many folds, and which share of them, the edge
-        was among the largest budget's, and its mean place in the list where it was
-    by_fold : R2 of each fold: `fold, budget, r2, random`
-    predictions : budget -> (n, N_out) predictions in the units of y, by networks that had not seen the
-        sample; NaN where no fold tests it
-    controls : budget -> those of each draw of random edges, (draws, n, N_out)
+    Attributes:
+        table: one row a budget: `budget`, held-out `r2`, `random` (mean over draws of as many random edges),
+            `gain` = r2 - random, and each of `others` (`ridge` and `mlp`, which see all inputs and no graph),
+            all with `_low` and `_high`, 95% intervals by bootstrap over samples, or groups.
+        edges: `src_func, dst_func, folds, share, order`: in how many folds, and which share of them, the edge
+            was among the largest budget's, and its mean place in the list where it was.
+        by_fold: R2 of each fold: `fold, budget, r2, random`.
+        predictions: budget -> (n, N_out) predictions in the units of y, by networks that had not seen the
+            sample; NaN where no fold tests it.
+        controls: budget -> those of each draw of random edges, (draws, n, N_out).
     """
 
     table: pd.DataFrame
@@ -85,24 +84,23 @@ def complete_cv(
     test cells of all folds, outputs in units of their training standard deviation. The searches of all folds
     are trained side by side, and so are the networks on their graphs and on those with random edges.
 
-    Parameters
-    ----------
-    graph, x, y, stages, score, candidates, priors, seed, settings, verbose : as for `complete`
-    budgets : numbers of edges; those of a smaller one are the first of the largest one's
-    folds : number of test folds, drawn by `seed`; or a (training rows, test rows) pair for each
-    groups : one label a sample, in the order of x, or None; samples of one label are never in training and
-        test at once
-    draws : how often random edges are drawn for each budget and fold
-    others : name -> (n, N_out) predictions of other models in the units of y, in the order of x and of the
-        graph's outputs, by models that had not seen the sample; by default ridge regression and an MLP are
-        fitted
-    checkpoint_path : a file that keeps the finished stages of the searches, with the trainings that follow in
-        one beside it, named by `-trainings`. Where they are there already, the same call goes on from them.
+    Args:
+        graph, x, y, stages, score, candidates, priors, seed, settings, verbose: as for `complete`.
+        budgets: numbers of edges; those of a smaller one are the first of the largest one's.
+        folds: number of test folds, drawn by `seed`; or a (training rows, test rows) pair for each.
+        groups: one label a sample, in the order of x, or None; samples of one label are never in training and
+            test at once.
+        draws: how often random edges are drawn for each budget and fold.
+        others: name -> (n, N_out) predictions of other models in the units of y, in the order of x and of the
+            graph's outputs, by models that had not seen the sample; by default ridge regression and an MLP
+            are fitted.
+        checkpoint_path: a file that keeps the finished stages of the searches, with the trainings that follow
+            in one beside it, named by `-trainings`. Where they are there already, the same call goes on from
+            them.
 
-    Raises
-    ------
-    TypeError, ValueError : as for `complete`; fewer samples or groups than folds
-    FileNotFoundError : the folder of `checkpoint_path` is not there
+    Raises:
+        TypeError, ValueError: as for `complete`; fewer samples or groups than folds.
+        FileNotFoundError: the folder of `checkpoint_path` is not there.
     """
     graph = as_graph(graph, warn=False)
     whole("draws", draws)

@@ -72,19 +72,17 @@ def edge_scores(
     The model runs in eval mode; its mode, its parameters' `.grad` and its captures are left as they were. A
     pair without any variation scores 0.
 
-    Parameters
-    ----------
-    model, data : as for `MagnitudeEdgeInferer`
-    dataloader : yields (x, y); x (B, N_in), y (B, N_out)
-    crit : loss, mean squared error by default, with NaN in y as a missing measurement
-    ridge : of `joint_sv`, above 0, against a variance of 1 of every regressor
-    verbose : show progress
+    Args:
+        model, data: as for `MagnitudeEdgeInferer`.
+        dataloader: yields (x, y); x (B, N_in), y (B, N_out).
+        crit: loss, mean squared error by default, with NaN in y as a missing measurement.
+        ridge: of `joint_sv`, above 0, against a variance of 1 of every regressor.
+        verbose: show progress.
 
     Memory: about 50 P (N C)^2 bytes: this is for networks of some hundred nodes.
 
-    Raises
-    ------
-    TypeError, ValueError : as for `MagnitudeEdgeInferer`, and a dataloader without samples
+    Raises:
+        TypeError, ValueError: as for `MagnitudeEdgeInferer`, and a dataloader without samples.
     """
     positive("ridge", ridge)
     kept = KeptEdges.of(data)

@@ -32,13 +32,12 @@ Index = NDArray[np.int64]
 class KeptEdges:
     """The edges of one type that a graph kept, and the nodes that they could join.
 
-    Attributes
-    ----------
-    sources, targets : names of the S source and the T target nodes; function nodes both by default
-    kinds : their node types
-    index : (2, E) source and target of each kept edge
-    edges : the same as a set of name pairs
-    parents : index of each target -> sorted indices of its kept sources (its S_j)
+    Attributes:
+        sources, targets: names of the S source and the T target nodes; function nodes both by default.
+        kinds: their node types.
+        index: (2, E) source and target of each kept edge.
+        edges: the same as a set of name pairs.
+        parents: index of each target -> sorted indices of its kept sources (its S_j).
     """
 
     sources: list[str]
@@ -200,22 +199,20 @@ def rank_in_targets(
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Rank of each positive edge's source among all sources that `res` scores for its target.
 
-    Parameters
-    ----------
-    res : a table as every inferer returns it; only `src_func`, `dst_func` and `score_col` are needed
-    positive_edges : (source name, target name) pairs; one that is given twice counts once
-    score_col : the column to rank by, larger is better
-    top_k : the k of the reported top@k
-    filtered : leave the target's other known sources (kept edges, so `has_edge` is needed, and other
-        positive edges) out of the competition. By default the rank is raw: they compete.
+    Args:
+        res: a table as every inferer returns it; only `src_func`, `dst_func` and `score_col` are needed.
+        positive_edges: (source name, target name) pairs; one that is given twice counts once.
+        score_col: the column to rank by, larger is better.
+        top_k: the k of the reported top@k.
+        filtered: leave the target's other known sources (kept edges, so `has_edge` is needed, and other
+            positive edges) out of the competition. By default the rank is raw: they compete.
 
-    Returns
-    -------
-    detail : one row per positive edge, sorted by name: `src_func, dst_func, score, rank, n_candidates,
-        reciprocal_rank, top@k...`. Ties get the mean of the best and the worst rank they could have. A pair
-        that `res` lacks, or whose score is NaN, has rank NaN and reciprocal rank 0, and is no candidate in
-        the ranking of others.
-    summary : `n_positives`, `mrr` and `top@k` (the share of positives with rank <= k)
+    Returns:
+        Two. The detail has one row per positive edge, sorted by name: `src_func, dst_func, score, rank,
+        n_candidates, reciprocal_rank, top@k...`. Ties get the mean of the best and the worst rank they could
+        have. A pair that `res` lacks, or whose score is NaN, has rank NaN and reciprocal rank 0, and is no
+        candidate in the ranking of others. The summary has `n_positives`, `mrr` and `top@k` (the share of
+        positives with rank <= k).
     """
     import pandas as pd
 

@@ -46,14 +46,12 @@ class FirstOrderInferer(ABC):
     respect to what it would add to at j, the effect of the edge's weights W (C, D) is tr(M_ij' W),
     M_ij = E[h_i g_j'], to first order.
 
-    Parameters
-    ----------
-    model : a trained GSNN, or any module with the same captures
-    data : the graph it was built from (HeteroGraph or anything with the same two dictionaries)
+    Args:
+        model: a trained GSNN, or any module with the same captures.
+        data: the graph it was built from (HeteroGraph or anything with the same two dictionaries).
 
-    Raises
-    ------
-    TypeError, ValueError : what `LayerCaptures` and the graph refuse
+    Raises:
+        TypeError, ValueError: what `LayerCaptures` and the graph refuse.
     """
 
     etype: ClassVar[EdgeType] = EDGE_TYPES[0]
@@ -100,22 +98,20 @@ class FirstOrderInferer(ABC):
         `.grad` and its captures are left as they were, also when something fails, and then the statistics
         are too.
 
-        Parameters
-        ----------
-        dataloader : yields (x, y), x (B, N_in) and y (B, N_out) in the units that the model was trained in;
-            after `gsnn.fit(..., standardize=True)` give a `RowDataset`. NaN in y is a missing measurement.
-        crit : loss crit(yhat, y) -> scalar, a mean or a sum over samples; by default the squared error
-        device : where to run; by default where the model is. The model returns from it afterwards.
-        verbose : show a progress bar
+        Args:
+            dataloader: yields (x, y), x (B, N_in) and y (B, N_out) in the units that the model was trained
+                in; after `gsnn.fit(..., standardize=True)` give a `RowDataset`. NaN in y is a missing
+                measurement.
+            crit: loss crit(yhat, y) -> scalar, a mean or a sum over samples; by default the squared error.
+            device: where to run; by default where the model is. The model returns from it afterwards.
+            verbose: show a progress bar.
 
-        Returns
-        -------
-        Number of samples counted.
+        Returns:
+            Number of samples counted.
 
-        Raises
-        ------
-        TypeError, ValueError : a batch is no (x, y) pair, the loss is neither a mean nor a sum over samples,
-            an activation or gradient is not finite, or there was no sample
+        Raises:
+            TypeError, ValueError: a batch is no (x, y) pair, the loss is neither a mean nor a sum over
+                samples, an activation or gradient is not finite, or there was no sample.
         """
         seen = self._pass_over(dataloader, crit, device, verbose)
         self._seen = seen
@@ -187,26 +183,24 @@ class FirstOrderInferer(ABC):
     ) -> pd.DataFrame:
         """Score every pair of a source and a target.
 
-        Parameters
-        ----------
-        layer_agg : aggregation over the places where an edge acts, 'mean' or 'max'
-        score : the largest singular value of M_ij where h_i is 'gradient': as it is; 'whitened': centred and
-            whitened; 'omp': centred, whitened and projected off the kept sources of j, which is the first
-            step of orthogonal matching pursuit (kept edges have no score then)
-        ridge : of that projection, against a variance of 1
+        Args:
+            layer_agg: aggregation over the places where an edge acts, 'mean' or 'max'.
+            score: the largest singular value of M_ij where h_i is 'gradient': as it is; 'whitened': centred
+                and whitened; 'omp': centred, whitened and projected off the kept sources of j, which is the
+                first step of orthogonal matching pursuit (kept edges have no score then).
+            ridge: of that projection, against a variance of 1.
 
-        Returns
-        -------
-        DataFrame by descending `score`, NaN last, ties by index: `src_func, dst_func, src_idx, dst_idx,
-        score, has_edge, n_cond, sv_<place> for each place, p_value, q_value`. `n_cond` is the number of
-        sources projected off. `p_value` is of the score test of E[h_i g_j'] = 0, of what is left of both;
-        smallest of the places times their number. It asks whether the network is stationary, which one
-        trained for a finite time never is. In one that is, p is uniform for one place and many samples, and
-        too large for few or for several places.
+        Returns:
+            DataFrame by descending `score`, NaN last, ties by index, with `src_func, dst_func, src_idx,
+            dst_idx, score, has_edge, n_cond, sv_<place> for each place, p_value, q_value`. `n_cond` is the
+            number of sources projected off. `p_value` is of the score test of E[h_i g_j'] = 0, of what is
+            left of both; smallest of the places times their number. It asks whether the network is
+            stationary, which one trained for a finite time never is. In one that is, p is uniform for one
+            place and many samples, and too large for few or for several places.
 
-        Raises
-        ------
-        RuntimeError : before `fit`. ValueError : an option out of its range.
+        Raises:
+            RuntimeError: before `fit`.
+            ValueError: an option out of its range.
         """
         return self._table(layer_agg, False, score, ridge)
 
@@ -250,25 +244,23 @@ class FirstOrderInferer(ABC):
         With `score='omp'` every chosen source is projected off what its target may still take, so that the
         next edge brings something else; the other scores rank pairs one by one.
 
-        Parameters
-        ----------
-        k : a positive int; fewer rows come back where there are fewer candidates
-        score, ridge : as in `evaluate`, means over layer pairs
-        candidates : the (source, target) name pairs to choose from, or a table with columns `source` and
-            `target` (or `src_func`, `dst_func`); all missing pairs by default. Pairs that the graph has, or
-            that name nodes of other types, are passed over.
-        priors : (source, target) -> weight, or a table with a column `weight` too: scores are multiplied by
-            it, 1 for pairs without one. A weight of 0 excludes the pair.
-        one_per_target : a target gets another edge only once every other has as many
+        Args:
+            k: a positive int; fewer rows come back where there are fewer candidates.
+            score, ridge: as in `evaluate`, means over layer pairs.
+            candidates: the (source, target) name pairs to choose from, or a table with columns `source` and
+                `target` (or `src_func`, `dst_func`); all missing pairs by default. Pairs that the graph has,
+                or that name nodes of other types, are passed over.
+            priors: (source, target) -> weight, or a table with a column `weight` too: scores are multiplied
+                by it, 1 for pairs without one. A weight of 0 excludes the pair.
+            one_per_target: a target gets another edge only once every other has as many.
 
-        Returns
-        -------
-        DataFrame `order` (from 1), `src_func`, `dst_func`, `score`.
+        Returns:
+            DataFrame `order` (from 1), `src_func`, `dst_func`, `score`.
 
-        Raises
-        ------
-        RuntimeError : before `fit`. TypeError, ValueError : `k`, `candidates` or `priors` are not what is
-            described above, or no candidate is left.
+        Raises:
+            RuntimeError: before `fit`.
+            TypeError, ValueError: `k`, `candidates` or `priors` are not what is described above, or no
+                candidate is left.
         """
         import pandas as pd
 

@@ -20,13 +20,12 @@ from gsnn.optim.batch_scale import BatchScale, Crit, device_of, dtype_of, unpack
 class Batch:
     """A batch that has gone forward.
 
-    Attributes
-    ----------
-    number : from 0
-    inputs, prediction : (B, N_in), a leaf of the autograd graph, and (B, N_out)
-    loss : scalar
-    keep : (B,) the samples to count, None for all
-    scale : factor that makes the gradients those of each sample's own loss
+    Attributes:
+        number: from 0.
+        inputs, prediction: (B, N_in), a leaf of the autograd graph, and (B, N_out).
+        loss: scalar.
+        keep: (B,) the samples to count, None for all.
+        scale: factor that makes the gradients those of each sample's own loss.
     """
 
     number: int
@@ -73,16 +72,15 @@ def over_batches(
     The model's mode, its device, its parameters' `.grad` and its captures are left as they were, also when
     something fails.
 
-    Parameters
-    ----------
-    dataloader : yields (x, y)
-    crit : loss, see :class:`gsnn.optim.batch_scale.BatchScale`
-    device : where to run; by default where the model is
-    verbose : show progress
+    Args:
+        dataloader: yields (x, y).
+        crit: loss, see :class:`gsnn.optim.batch_scale.BatchScale`.
+        device: where to run; by default where the model is.
+        verbose: show progress.
 
-    Raises
-    ------
-    TypeError, ValueError : a batch is no (x, y) pair, or the loss is neither a mean nor a sum over samples
+    Raises:
+        TypeError, ValueError: a batch is no (x, y) pair, or the loss is neither a mean nor a sum over
+            samples.
     """
     home = device_of(model)
     away = home if device is None else torch.device(device)

@@ -38,10 +38,9 @@ def mask_of(kept: KeptEdges, pairs: Iterable[Pair]) -> Mask:
 class MinedEdges:
     """What an inferer's table says of each pair, and which missing edges were taken from it.
 
-    Attributes
-    ----------
-    columns : `corr, [n_cond], corr_a{p}_g{p+1}..., p_value` -> (N, N), at [source, target]
-    found : (N, N) bool, True at the mined edges
+    Attributes:
+        columns: `corr, [n_cond], corr_a{p}_g{p+1}..., p_value` -> (N, N), at [source, target].
+        found: (N, N) bool, True at the mined edges.
     """
 
     columns: dict[str, NDArray[Any]]

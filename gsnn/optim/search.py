@@ -26,10 +26,9 @@ Edge = tuple[str, str]
 class Search:
     """The edges chosen so far from one set of samples, and the network that the next ones are chosen by.
 
-    Parameters
-    ----------
-    graph, data, settings, seed : as `complete` has them
-    score, candidates, priors : as `FirstOrderEdgeInferer.greedy`
+    Args:
+        graph, data, settings, seed: as `complete` has them.
+        score, candidates, priors: as `FirstOrderEdgeInferer.greedy`.
     """
 
     def __init__(
@@ -87,14 +86,14 @@ class Search:
 class Stages:
     """Edges chosen stage by stage: score, grow, train on. Several searches are trained side by side.
 
-    Parameters
-    ----------
-    searches : new ones, that differ in their samples and seeds
-    settings : theirs
-    graph : the given graph, for the checkpoint's identity
-    watched : samples in network units whose loss by the first search's network is recorded after each stage
-    checkpoint : file that keeps the finished stages, or None
-    identity : what else the result depends on, for the file
+    Args:
+        searches: new ones, that differ in their samples and seeds.
+        settings: theirs.
+        graph: the given graph, for the checkpoint's identity.
+        watched: samples in network units whose loss by the first search's network is recorded after each
+            stage.
+        checkpoint: file that keeps the finished stages, or None.
+        identity: what else the result depends on, for the file.
     """
 
     def __init__(

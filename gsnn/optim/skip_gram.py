@@ -27,12 +27,11 @@ def train_epoch(
 ) -> float:
     """One pass over the K couples; the mean over them of -log sigmoid(s) - sum log sigmoid(-s of negatives).
 
-    Parameters
-    ----------
-    tables : gives the (N, d) embeddings of nodes as centre and as context; asked anew in each step
-    centre, context : (K,) node numbers. A context `NO_CONTEXT` leaves the centre with its negatives alone.
-    unknown : (N, N) bool, True at [centre, negative] where a drawn negative must not count
-    n_negatives : nodes drawn uniformly for each couple
+    Args:
+        tables: gives the (N, d) embeddings of nodes as centre and as context; asked anew in each step.
+        centre, context: (K,) node numbers. A context `NO_CONTEXT` leaves the centre with its negatives alone.
+        unknown: (N, N) bool, True at [centre, negative] where a drawn negative must not count.
+        n_negatives: nodes drawn uniformly for each couple.
     """
     total = 0.0
     for first in range(0, len(centre), batch_size):

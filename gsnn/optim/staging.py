@@ -33,16 +33,16 @@ SCORES: tuple[Score, ...] = get_args(Score)
 class CompletionSettings:
     """How networks are built and trained while a graph is completed.
 
-    Attributes
-    ----------
-    channels, layers, norm, dropout : of the networks; `layers=None` is the longest of the shortest paths from
-        an input to an output, within 4 to 12
-    batch_size, weight_decay : of every training
-    lr, epochs : of the trainings that are compared and kept, with a cosine schedule; `epochs=None` is about
-        2,000 steps, in 30 to 400 epochs
-    search_lr : constant learning rate while edges are chosen
-    base_steps, stage_steps : optimizer steps before the first and between stages, rounded up to whole epochs
-    device : where to run, by default on the CPU
+    Attributes:
+        channels, layers, norm, dropout: of the networks; `layers=None` is the longest of the shortest paths
+            from an input to an output, within 4 to 12.
+        batch_size, weight_decay: of every training.
+        lr, epochs: of the trainings that are compared and kept, with a cosine schedule; `epochs=None` is
+            about 2,000 steps, in 30 to 400 epochs.
+        search_lr: constant learning rate while edges are chosen.
+        base_steps, stage_steps: optimizer steps before the first and between stages, rounded up to whole
+            epochs.
+        device: where to run, by default on the CPU.
     """
 
     channels: int = 8

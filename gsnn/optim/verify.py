@@ -62,43 +62,42 @@ def verify(
     learning rate that falls to 0), the edge's effect is fitted there, and its gain is taken on the part, so
     that every sample is judged once, by weights that it had no say in.
 
-    Parameters
-    ----------
-    model : a GSNN trained on `graph`, or on `graph` and some of the candidates, which are then taken out. It
-        is not changed.
-    graph : the graph without the candidates
-    edges : (source, target) name pairs, or a table with columns `src_func`, `dst_func` (or `source`,
-        `target`)
-    x, y : samples, as `gsnn.fit` takes them, in the units that the model was trained in (original ones where
-        it carries a scaling). They must have had no part in choosing the edges or training the model.
-    margin : the share of the loss that an edge must take away to be worth something
-    alpha : largest q-value of a verified edge
-    folds : parts of the samples, an int of at least 2
-    groups : one label a sample, in the order of x, or None. Samples of one label stay in one part, and tests
-        and intervals are over groups, not over samples, as those of one label are no independent draws.
-    seed : of the parts, the batches and the placebos
+    Args:
+        model: a GSNN trained on `graph`, or on `graph` and some of the candidates, which are then taken out.
+            It is not changed.
+        graph: the graph without the candidates.
+        edges: (source, target) name pairs, or a table with columns `src_func`, `dst_func` (or `source`,
+            `target`).
+        x, y: samples, as `gsnn.fit` takes them, in the units that the model was trained in (original ones
+            where it carries a scaling). They must have had no part in choosing the edges or training the
+            model.
+        margin: the share of the loss that an edge must take away to be worth something.
+        alpha: largest q-value of a verified edge.
+        folds: parts of the samples, an int of at least 2.
+        groups: one label a sample, in the order of x, or None. Samples of one label stay in one part, and
+            tests and intervals are over groups, not over samples, as those of one label are no independent
+            draws.
+        seed: of the parts, the batches and the placebos.
 
-    Returns
-    -------
-    DataFrame, one row a candidate in the given order:
+    Returns:
+        DataFrame, one row a candidate in the given order:
 
-    - `gain` : share of the loss on unused samples that the edge takes away; `gain_low`, `gain_high` its 95%
-      interval over samples
-    - `p_value` : one-sided, of a gain of at most `margin`, by Student's t over samples: uniform for an edge
-      worth just `margin`, too large for one worth less; `q_value` : Benjamini & Hochberg's over the
-      candidates; `verified` : q_value <= alpha
-    - `placebo_gain` : mean gain of up to three random sources of the same target, treated alike
-    - `alternatives` : for a verified edge a tuple of the (source, target) pairs into the same target that
-      would do as well in its place: their gain is positive, and not lower than the edge's by a paired
-      one-sided test at 5%. The edge with its alternatives is a set of candidates, one of which is meant; the
-      data do not say which. Only the twelve sources with the steepest first-order effect are looked at. Empty
-      otherwise.
+        - `gain`: share of the loss on unused samples that the edge takes away; `gain_low`, `gain_high` its
+          95% interval over samples
+        - `p_value`: one-sided, of a gain of at most `margin`, by Student's t over samples: uniform for an
+          edge worth just `margin`, too large for one worth less; `q_value`: Benjamini & Hochberg's over the
+          candidates; `verified`: q_value <= alpha
+        - `placebo_gain`: mean gain of up to three random sources of the same target, treated alike
+        - `alternatives`: for a verified edge a tuple of the (source, target) pairs into the same target that
+          would do as well in its place: their gain is positive, and not lower than the edge's by a paired
+          one-sided test at 5%. The edge with its alternatives is a set of candidates, one of which is meant;
+          the data do not say which. Only the twelve sources with the steepest first-order effect are looked
+          at. Empty otherwise.
 
-    Raises
-    ------
-    TypeError, ValueError : `graph` is not the model's, edges that exist or are unknown, an option out of its
-        range, fewer than 10 samples or 5 groups a fold, an output with too few measured values to be in each
-        part
+    Raises:
+        TypeError, ValueError: `graph` is not the model's, edges that exist or are unknown, an option out of
+            its range, fewer than 10 samples or 5 groups a fold, an output with too few measured values to be
+            in each part.
     """
     import pandas as pd
 

@@ -26,11 +26,10 @@ class Transitions:
     A step from node i picks one of its `degree[i]` slots uniformly. Slot e holds two edges: its own with
     probability `keep[e]`, else another one of the same row.
 
-    Attributes
-    ----------
-    start, degree : (N,) first slot and number of slots of each node; degree 0 is a dead end
-    keep : (E,) probability of the slot's own edge
-    node : (2 E,) target nodes of the slots' own (2 e) and other (2 e + 1) edges
+    Attributes:
+        start, degree: (N,) first slot and number of slots of each node; degree 0 is a dead end.
+        keep: (E,) probability of the slot's own edge.
+        node: (2 E,) target nodes of the slots' own (2 e) and other (2 e + 1) edges.
     """
 
     start: Int

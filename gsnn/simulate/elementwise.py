@@ -56,8 +56,8 @@ def vectorized(function: F) -> F:
 class SampleFunction:
     """A user's function of parent values, evaluated on all samples.
 
-    ``name`` is how error messages call it. Calling it with a list of K arrays (n,) returns an array (n,).
-    It remembers that arrays did not do, so that a function for scalars is tried with them once only.
+    ``name`` is how error messages call it. It remembers that arrays did not do, so that a function for
+    scalars is tried with them once only.
     """
 
     def __init__(self, function: ParentFunction, name: str):
@@ -68,6 +68,7 @@ class SampleFunction:
         self._calls = 0
 
     def __call__(self, parents: Sequence[np.ndarray]) -> np.ndarray:
+        """Its values (n,) for K arrays (n,), one for each parent."""
         n = len(parents[0])
         values = None
         if n > _SAMPLES_COMPARED and not self._one_by_one:

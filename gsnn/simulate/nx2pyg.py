@@ -27,8 +27,9 @@ def nx2pyg(
     stand in ``G.edges`` order. ``weight_attr`` is the edge attribute to take weights from, None for none.
     ``warn`` is passed on to :class:`~gsnn.graph.container.HeteroGraph`.
 
-    Raises ``TypeError`` or ``ValueError`` where G is no DiGraph, the lists and the nodes of G differ or
-    overlap, an edge is not input->function, function->function or function->output, or lacks the weight.
+    Raises:
+        TypeError, ValueError: G is no DiGraph, the lists and the nodes of G differ or overlap, an edge is not
+            input->function, function->function or function->output, or lacks the weight.
     """
     if not isinstance(G, nx.DiGraph) or G.is_multigraph():
         raise TypeError(f"G must be a networkx DiGraph, got {type(G).__name__}")

@@ -60,8 +60,11 @@ class Scenario:
     def sample(
         self, n_train: int = 2000, n_test: int = 500, noise_scale: float = 0.15, seed: Any = None
     ) -> Samples:
-        """``(x_train, x_test, y_train, y_test)`` drawn from the whole truth, by ``simulate`` or, for a graph
-        with cycles, ``simulate_sde``. ``seed=None`` draws from numpy's global state."""
+        """``(x_train, x_test, y_train, y_test)`` drawn from the whole truth.
+
+        A graph with cycles is simulated by ``simulate_sde``, any other by ``simulate``. ``seed=None`` draws
+        from numpy's global state.
+        """
         draw = simulate if nx.is_directed_acyclic_graph(self.graph) else simulate_sde
         return draw(
             self.graph,
@@ -104,11 +107,16 @@ class PathwayScenario(Scenario):
 
 @dataclass(frozen=True)
 class SignedTanh:
-    """Node mean tanh(sum of sign * parent)."""
+    """Node mean tanh(sum of sign * parent).
+
+    Attributes:
+        signs: one for each parent.
+    """
 
     signs: tuple[int, ...]
 
     def __call__(self, parents: list[Any]) -> Any:
+        """The mean from the parents' values, numbers or arrays."""
         return np.tanh(sum(sign * parent for sign, parent in zip(self.signs, parents, strict=True)))
 
 
@@ -120,7 +128,8 @@ def converging_tiers(width: int = 12) -> Scenario:
     k = 1..n-2 and B_k -> sink for even k, which leaves every function a parent. The edges of each kind are
     shuffled, the first half (rounded down) is for validation and the rest for the test; always the same.
 
-    Raises ``ValueError`` for a width below 3, where nothing could be held out of both kinds.
+    Raises:
+        ValueError: a width below 3, where nothing could be held out of both kinds.
     """
     n = _checked_count("width", width, 3)
     inputs, functions, outputs = _names(n, 2 * n, n)
@@ -151,7 +160,8 @@ def disconnected_pathways(
     first function, its last function feeds o(2k) and o(2k+1). With the defaults there are 8 inputs, 12
     functions and 8 outputs, and 8 + 16 + 8 edges in ``model_graph``, half of the 16 spurious.
 
-    Raises ``ValueError`` for counts out of range, such as more spurious edges than there are pairs.
+    Raises:
+        ValueError: counts out of range, such as more spurious edges than there are pairs.
     """
     K = _checked_count("n_pathways", n_pathways, 1)
     _checked_count("length", length, 1)
@@ -199,7 +209,8 @@ def random_signed_dag(
     are to spare) are held out such that every function that has parents among the functions keeps one; the
     first half is for validation.
 
-    Raises ``ValueError`` for an argument out of its range.
+    Raises:
+        ValueError: an argument out of its range.
     """
     n = _checked_count("n_functions", n_functions, 2)
     n_in = _checked_count("n_inputs", max(1, n // 4) if n_inputs is None else n_inputs, 1, n - 1)
@@ -233,7 +244,8 @@ def cyclic(
     are as in :func:`random_signed_dag`. ``sample`` integrates the stochastic differential equation. With
     ``'tanh'`` it cannot grow without bound; ``'linear'`` can.
 
-    Raises ``ValueError`` for an argument out of its range.
+    Raises:
+        ValueError: an argument out of its range.
     """
     n = _checked_count("n_functions", n_functions, 2)
     n_in = _checked_count("n_inputs", max(1, n // 4) if n_inputs is None else n_inputs, 1, n)

@@ -36,29 +36,23 @@ def simulate(
     Input nodes, and other nodes without parents, are N(0, 1). Every other node, outputs included, is
     N(m, noise_scale), noise_scale being the standard deviation, with m = sum of sign * parent value.
 
-    Parameters
-    ----------
-    G:
-        An acyclic DiGraph. Parents of an input node are of no effect.
-    n_train, n_test:
-        Samples in each part, 0 or more.
-    input_nodes, output_nodes:
-        Columns of x (n, N_in) and y (n, N_out), in this order, both float64.
-    noise_scale:
-        0 or more.
-    special_functions:
-        Node -> function that gives m in place of the sum. It gets the list of the node's parent values, in
-        ``G.predecessors`` order, and returns a finite number. It may be written for scalars; where a call
-        with all samples at once gives the same it is made so, which is fast (see
-        :mod:`gsnn.simulate.elementwise` for how that is checked, and for the mark ``vectorized``). It should
-        depend on nothing but its argument and random generators.
-    signed_edges:
-        ``(u, v)`` -> factor of that edge, before the edge's ``sign`` attribute and the default +1.
-    seed:
-        None draws from numpy's global state; otherwise anything ``numpy.random.default_rng`` takes.
+    Args:
+        G: An acyclic DiGraph. Parents of an input node are of no effect.
+        n_train, n_test: Samples in each part, 0 or more.
+        input_nodes, output_nodes: Columns of x (n, N_in) and y (n, N_out), in this order, both float64.
+        noise_scale: 0 or more.
+        special_functions: Node -> function that gives m in place of the sum. It gets the list of the node's
+            parent values, in ``G.predecessors`` order, and returns a finite number. It may be written for
+            scalars; where a call with all samples at once gives the same it is made so, which is fast (see
+            :mod:`gsnn.simulate.elementwise` for how that is checked, and for the mark ``vectorized``). It
+            should depend on nothing but its argument and random generators.
+        signed_edges: ``(u, v)`` -> factor of that edge, before the edge's ``sign`` attribute and the default
+            +1.
+        seed: None draws from numpy's global state; otherwise anything ``numpy.random.default_rng`` takes.
 
-    Raises ``TypeError`` or ``ValueError`` for a cyclic graph (naming one cycle), nodes or edges that are not
-    in G, an argument out of its range, and a special function that does not return a finite number.
+    Raises:
+        TypeError, ValueError: a cyclic graph (naming one cycle), nodes or edges that are not in G, an
+            argument out of its range, and a special function that does not return a finite number.
 
     Example:
         >>> G = nx.DiGraph([("drug", "kinase"), ("kinase", "growth")])

@@ -27,30 +27,42 @@ class PairMoments(Protocol):
     """What correlations are made of: the vectors of `CoMoments`, and its matrices some columns at a time."""
 
     @property
-    def n(self) -> int: ...
+    def n(self) -> int:
+        """Samples seen."""
+
     @property
-    def mean_x(self) -> Tensor: ...
+    def mean_x(self) -> Tensor:
+        """Means of x: (P, N)."""
+
     @property
-    def mean_y(self) -> Tensor: ...
+    def mean_y(self) -> Tensor:
+        """Means of y: (P, N)."""
+
     @property
-    def m_x(self) -> Tensor: ...
+    def m_x(self) -> Tensor:
+        """Sums of squared deviations of x from its mean: (P, N)."""
+
     @property
-    def m_y(self) -> Tensor: ...
-    def cross(self, targets: Tensor) -> Tensor: ...
-    def gram(self, pair: int, rows: Tensor) -> Tensor: ...
+    def m_y(self) -> Tensor:
+        """Sums of squared deviations of y from its mean: (P, N)."""
+
+    def cross(self, targets: Tensor) -> Tensor:
+        """Sums of products of the deviations of x with those of y for T `targets`: (P, N, T)."""
+
+    def gram(self, pair: int, rows: Tensor) -> Tensor:
+        """Sums of products of the deviations of x_s, s in `rows` (R,), with those of x, one pair: (R, N)."""
 
 
 @dataclass
 class CoMoments:
     """Centred moments of n samples of P pairs of N features (x_i) with N features (y_j).
 
-    Attributes
-    ----------
-    n : samples seen
-    mean_x, mean_y : (P, N) means
-    m_x, m_y : (P, N) sums of squared deviations from the mean
-    m_xy : (P, N, N) sums over samples of (x_i - mean)(y_j - mean), i along dim 1 and j along dim 2
-    m_xx : (P, N, N) the same of x with x; what partial correlations condition with
+    Attributes:
+        n: samples seen.
+        mean_x, mean_y: (P, N) means.
+        m_x, m_y: (P, N) sums of squared deviations from the mean.
+        m_xy: (P, N, N) sums over samples of (x_i - mean)(y_j - mean), i along dim 1 and j along dim 2.
+        m_xx: (P, N, N) the same of x with x; what partial correlations condition with.
     """
 
     n: int

@@ -20,10 +20,9 @@ from gsnn.stats.samples import Samples, Statistics, as_moments
 def group_of(process_group: Any) -> Any:
     """The group that a `process_group` argument means, None for this process alone.
 
-    Raises
-    ------
-    TypeError : it is neither None, a bool nor a process group
-    RuntimeError : `torch.distributed` has not been initialised, or this process is not in the group
+    Raises:
+        TypeError: it is neither None, a bool nor a process group.
+        RuntimeError: `torch.distributed` has not been initialised, or this process is not in the group.
     """
     if process_group is None or process_group is False:
         return None

@@ -21,13 +21,12 @@ _RANK_FLOOR = 1e-6  # of a group's largest eigenvalue: a direction below it is r
 class GroupMoments:
     """Centred sums of products of h and g over samples, merged batch by batch (Chan et al. 1983).
 
-    Attributes
-    ----------
-    n : samples seen
-    shape, target_shape : (P, S, C) and (P, T, D)
-    mean_h, mean_g : (P, S C) and (P, T D)
-    hh : (P, S C, S C), sums of products of centred h; hg (P, S C, T D) the same of h with g
-    gg : (P, T, D, D), of each group of g with itself
+    Attributes:
+        n: samples seen.
+        shape, target_shape: (P, S, C) and (P, T, D).
+        mean_h, mean_g: (P, S C) and (P, T D).
+        hh: (P, S C, S C), sums of products of centred h; hg (P, S C, T D) the same of h with g.
+        gg: (P, T, D, D), of each group of g with itself.
     """
 
     def __init__(
@@ -97,10 +96,9 @@ class Pursuit:
     h is centred, and each of its groups whitened, so that nothing depends on the scale or the mixing of a
     node's channels. A group is projected off others by ridge regression.
 
-    Parameters
-    ----------
-    moments : of at least one sample
-    ridge : added to the whitened groups' covariance, whose diagonal is 1
+    Args:
+        moments: of at least one sample.
+        ridge: added to the whitened groups' covariance, whose diagonal is 1.
     """
 
     def __init__(self, moments: GroupMoments, ridge: float = 0.05) -> None:

@@ -66,14 +66,14 @@ def ranks(
 ) -> Array:
     """Rank (1 is best) of one candidate per query: (Q,).
 
-    Parameters
-    ----------
-    scores : (Q, M) score of each candidate in each query, larger is better
-    targets : (Q,) index of the candidate whose rank is asked
-    known : (Q, M) bool, candidates to leave out of a query: None for the *raw* rank; for the *filtered*
-        rank of Bordes et al. 2013, all other true candidates of the query. The target itself always counts.
-    ties : 'optimistic' places the target before candidates of the same score, 'pessimistic' after them,
-        'realistic' is the mean of the two (Berrendorf et al. 2020).
+    Args:
+        scores: (Q, M) score of each candidate in each query, larger is better.
+        targets: (Q,) index of the candidate whose rank is asked.
+        known: (Q, M) bool, candidates to leave out of a query: None for the *raw* rank; for the *filtered*
+            rank of Bordes et al. 2013, all other true candidates of the query. The target itself always
+            counts.
+        ties: 'optimistic' places the target before candidates of the same score, 'pessimistic' after them,
+            'realistic' is the mean of the two (Berrendorf et al. 2020).
 
     A target whose score is NaN comes after all of its competitors, however ties are handled.
     """

@@ -64,11 +64,10 @@ def pooled_least_squares(x: Array, y: Array, groups: NDArray[np.int64] | None = 
     The slots hold the same n samples measured in R ways, so the R residuals of a sample depend on each
     other; samples do not. Each slot has an intercept of its own, for each group of samples.
 
-    Parameters
-    ----------
-    x : (R, n, N) features
-    y : (R, n, T) targets
-    groups : (n,) group of each sample, by default all in one
+    Args:
+        x: (R, n, N) features.
+        y: (R, n, T) targets.
+        groups: (n,) group of each sample, by default all in one.
 
     Method: ordinary least squares of all R n rows. With F_r the centred features of slot r, H_r = F_r G^-1,
     G = sum_r F_r' F_r, and S_rs = e_r . e_s / d the covariance of one target's residuals in slots r and s,

@@ -24,11 +24,10 @@ _ROWS_PER_PRODUCT = 256  # samples gathered before one matrix product, so that s
 class Samples:
     """n samples of P pairs of N features (x_i) with N features (y_j), in float64.
 
-    Attributes
-    ----------
-    shift_x, shift_y : (P, N) the mean of some of the samples
-    x, y : blocks (P, b, N), in order, of distances from it. So a constant is exactly 0, and sums over samples
-        lose nothing where the mean is large against the spread.
+    Attributes:
+        shift_x, shift_y: (P, N) the mean of some of the samples.
+        x, y: blocks (P, b, N), in order, of distances from it. So a constant is exactly 0, and sums over
+            samples lose nothing where the mean is large against the spread.
 
     `n`, `mean_x`, `mean_y`, `m_x`, `m_y`, `cross` and `gram` are those of `CoMoments`.
     """
