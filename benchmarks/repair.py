@@ -1,9 +1,10 @@
 """Does completion repair a graph?
 
-Edges are held out of a known graph, as many are added, a network is retrained. Repair is (MSE_partial - MSE_repaired) / (MSE_partial - MSE_full) on 500 test samples: 0 for the graph with
-edges held out, 1 for the true graph, all trained alike. Edges are chosen as `complete` does, with the number
-that was held out, half of it, and 'auto'; or at random. `precision` is the share of added edges that were
-held out, `ancestral` the share whose source is a true ancestor of its target (chance: of all missing pairs).
+Edges are held out of a known graph, as many are added, a network is retrained. Repair is
+(MSE_partial - MSE_repaired) / (MSE_partial - MSE_full) on 500 test samples: 0 for the graph with edges held
+out, 1 for the true graph, all trained alike. Edges are chosen as `complete` does, with the number that was
+held out, half of it, and 'auto'; or at random. `precision` is the share of added edges that were held out,
+`ancestral` the share whose source is a true ancestor of its target (chance: of all missing pairs).
 
 Several seeds are trained side by side, which changes rounding only; `seconds` is the time of one call of
 `complete` by itself, measured for the first seed of each scenario. 'auto' is that call for every seed, so
