@@ -417,6 +417,8 @@ for end in ("Input", "Output"):
     add(f"gsnn.optim.{end}EdgeInferer", **{f"{end}EdgeInferer": case})
 add(
     "gsnn.stats.conformal",
+    held_out_widths=lambda w: call(np.ones((5, 2)), np.array([0, 1, 0, 1, 1]), 0.5),
+    residual_quantile=lambda w: call(np.ones((5, 2)), 0.5),
     spread_interval=lambda w: call(w.numbers.normal(size=(5, 2)), np.ones((5, 2))),
     cross_conformal=lambda w: call(
         w.numbers.normal(size=(2, 5, 2)), np.arange(24) % 2, np.abs(w.numbers.normal(size=(24, 2)))

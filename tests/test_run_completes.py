@@ -32,7 +32,7 @@ STEPS = {"base_steps": 40, "stage_steps": 10}
 STAGES = 2
 NAMES = ["src_func", "dst_func"]
 FILES = [
-    *("edges.csv", "figures", "graph_completed.tsv", "metrics.json", "model.safetensors"),
+    *("edges.csv", "figures", "graph_completed.tsv", "intervals.csv", "metrics.json", "model.safetensors"),
     *("model_completed.safetensors", "predictions.csv", "ranking.csv", "report.html"),
 ]
 

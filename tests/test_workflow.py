@@ -56,6 +56,7 @@ def test_all_files_are_there_and_nothing_else(finished):
         "figures/learning_curve.png",
         "figures/predicted_vs_measured.png",
         "figures/top_edges.png",
+        "intervals.csv",
         "metrics.json",
         "model.safetensors",
         "predictions.csv",
@@ -92,6 +93,18 @@ def test_predictions_are_out_of_fold_and_give_the_reported_r2(finished):
     own = table["measured"].groupby([table["fold"], table["output"]]).mean()
     predicted = table["mean"].groupby([table["fold"], table["output"]]).mean()
     assert np.allclose(own[1], predicted[2], atol=1e-4)  # of two folds, one is the other's training fold
+
+
+def test_intervals_are_about_the_held_out_predictions(finished):
+    result, out = finished
+    table, predictions = (pd.read_csv(out / f"{name}.csv") for name in ("intervals", "predictions"))
+    assert set(table["method"]) == {"gsnn"}
+    for name in ("sample", "output", "fold"):
+        assert (table[name] == predictions[name]).all()
+    assert np.allclose(table["predicted"], predictions["gsnn"], rtol=1e-4, atol=1e-4)
+    said = result.metrics["intervals"]["gsnn"]
+    assert said["values"] == 160 and said["coverage"] == table["inside"].mean()
+    assert f"holds {said['coverage']:.1%} of 160" in (out / "report.html").read_text()
 
 
 def test_edges_are_the_pairs_that_the_graph_lacks(finished, paths):

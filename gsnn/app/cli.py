@@ -94,8 +94,8 @@ def run(
     """Train, compare with simple models by cross-validation, add the edges that would repair the prediction, and verify them.
 
     Columns of X and Y are matched with the graph's nodes by name. Writes report.html, metrics.json, edges.csv,
-    graph_completed.tsv, model_completed.safetensors, model.safetensors, predictions.csv, ranking.csv and
-    figures/ to the folder --out. After an interruption the same command goes on from the last checkpoint.
+    graph_completed.tsv, model_completed.safetensors, model.safetensors, predictions.csv, intervals.csv,
+    ranking.csv and figures/ to the folder --out. After an interruption the same command goes on from the last checkpoint.
 
     Example: gsnn run --edges demo_out/data/edges.tsv --x demo_out/data/X.tsv --y demo_out/data/Y.tsv --out results
     """  # noqa: E501 - its first line stands in the list of commands

@@ -9,6 +9,7 @@ import platform
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import gsnn
 from gsnn.app.compare import Array
 from gsnn.app.completion import Completed, as_text
 from gsnn.app.report_html import html_report
+from gsnn.app.section import Section
 from gsnn.data.tables import Data
 from gsnn.graph.container import EDGE_TYPES
 from gsnn.io import model as model_file
@@ -26,6 +28,7 @@ from gsnn.models.GSNN import GSNN
 
 #: Files that not every run writes.
 _SOMETIMES = (
+    "intervals.csv",
     "edges.csv",
     "graph_completed.tsv",
     "model_completed.safetensors",
@@ -114,13 +117,16 @@ def write(
     figures: Mapping[str, Callable[[], Any]],
     warnings: Sequence[str] = (),
     held_out: Sequence[tuple[str, str]] = (),
+    tables: Mapping[str, pd.DataFrame | None] = MappingProxyType({}),
+    sections: Sequence[Section] = (),
 ) -> None:
     """Write every file of a run beside ``out`` and then move it there; ``metrics.json`` comes last.
 
     What an earlier run has left there and this one does not write is deleted.
 
     ``figures`` names the pictures; each function draws one in a new pyplot figure. ``warnings`` and
-    ``held_out`` are for ``report.html``, see :func:`gsnn.app.report_html.html_report`.
+    ``held_out`` are for ``report.html``, as are ``sections``; see
+    :func:`gsnn.app.report_html.html_report`. ``tables`` are more CSV files, name -> table.
     """
     import matplotlib.pyplot as plt
 
@@ -129,12 +135,15 @@ def write(
         (build / "figures").mkdir()
         ranking.to_csv(build / "ranking.csv", index=False, float_format="%.6g")
         predictions.to_csv(build / "predictions.csv", index=False, float_format="%.8g")
+        for name, table in tables.items():
+            if table is not None:
+                table.to_csv(build / name, index=False, float_format="%.6g")
         model_file.save(model, build / "model.safetensors", extra={"settings": metrics["settings"]})
         edges = None if completed is None else as_text(completed.edges)
         if completed is not None and edges is not None:
             edges.to_csv(build / "edges.csv", index=False, float_format="%.6g")
-            table = completed.graph.to_edge_table()
-            table.to_csv(build / "graph_completed.tsv", sep="\t", index=False)
+            whole = completed.graph.to_edge_table()
+            whole.to_csv(build / "graph_completed.tsv", sep="\t", index=False)
             model_file.save(
                 completed.model,
                 build / "model_completed.safetensors",
@@ -147,7 +156,14 @@ def write(
         pictures = {name: (build / "figures" / f"{name}.png").read_bytes() for name in figures}
         first = before_reading(metrics)
         text = html_report(
-            metrics, ranking, edges, pictures, warnings=warnings, held_out=held_out, first=first
+            metrics,
+            ranking,
+            edges,
+            pictures,
+            warnings=warnings,
+            held_out=held_out,
+            first=first,
+            sections=sections,
         )
         (build / "report.html").write_text(text, encoding="utf-8")
         last = build / "metrics.json"

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from gsnn.app.findings import CAUTION, headline, sufficiency, unreached, verified
+from gsnn.app.section import Section
 
 #: What the methods of the comparison are, for readers of the page.
 METHODS = {
@@ -72,6 +73,7 @@ def html_report(
     warnings: Sequence[str] = (),
     held_out: Iterable[tuple[str, str]] = (),
     first: Sequence[str] = (),
+    sections: Sequence[Section] = (),
 ) -> str:
     """The page as text.
 
@@ -83,12 +85,14 @@ def html_report(
         warnings: what the checks of the tables had to say.
         held_out: missing edges that are known to be true, as in a simulation; the table of edges says which.
         first: what must be known before anything else is read.
+        sections: more of them, shown after the outputs.
     """
     sizes, known = metrics["data"], {tuple(edge) for edge in held_out}
     n_edges = sum(sizes["edges"].values())
     left = {name: _figure(name, data) for name, data in pictures.items()}
     graph = left.pop("added_edges", left.pop("top_edges", ""))
     by_edges = left.pop("r2_by_edges", "")
+    more = [_section(section, left) for section in sections]
     last = _ranked(metrics, ranking, known) if edges is None else _added(metrics, edges, known)
     lost = unreached(metrics)
     parts = [
@@ -108,6 +112,7 @@ def html_report(
         "<h2>By output</h2>",
         f'<p class="note">{escape(lost)}</p>' if lost else "",
         _by_output(metrics["r2_by_output"]),
+        *more,
         "<h2>How it was trained</h2>",
         f'<div class="pair">{"".join(left.values())}</div>',
         "<h2>Settings, data and versions</h2>",
@@ -129,8 +134,9 @@ def html_report(
 
 
 _FILES = (
-    "<code>metrics.json</code>, <code>predictions.csv</code>, <code>ranking.csv</code> (all pairs of "
-    "function nodes that are no edge, ranked by the magnitude correlation, with its p-values), "
+    "<code>metrics.json</code>, <code>predictions.csv</code>, <code>intervals.csv</code>, "
+    "<code>ranking.csv</code> (all pairs of function nodes that are no edge, ranked by the magnitude "
+    "correlation, with its p-values), "
     "<code>model.safetensors</code> and <code>figures/</code>"
 )
 _FILES_ADDED = (
@@ -241,6 +247,17 @@ def _by_output(by_output: Mapping[str, Mapping[str, float]]) -> str:
     more = len(ordered) - len(rows)
     rest = f" The {more:,} others are in <code>metrics.json</code>." if more > 0 else ""
     return f'<p>Best output first.{rest}</p><div class="scroll">{table}</div>'
+
+
+def _section(section: Section, pictures: dict[str, str]) -> str:
+    """Takes the section's pictures out of ``pictures``."""
+    parts = [f"<h2>{escape(section.title)}</h2>", *(f"<p>{escape(said)}</p>" for said in section.text)]
+    if section.note:
+        parts.append(f'<p class="note">{escape(section.note)}</p>')
+    if section.head:
+        table = _table(section.head, section.rows, numbers=section.numbers)
+        parts.append(f'<div class="scroll">{table}</div>')
+    return "".join(parts + [pictures.pop(name, "") for name in section.pictures])
 
 
 def _edges(edges: pd.DataFrame, known: set[tuple[str, ...]]) -> str:

@@ -25,6 +25,8 @@ from gsnn.app.candidates import CAUTION, SCORE, n_pairs, rank_edges
 from gsnn.app.compare import METHODS, Array, Split, make_splits, scores
 from gsnn.app.completion import Completed, budget_of, nested
 from gsnn.app.completion import completed as complete
+from gsnn.app.intervals import intervals_of
+from gsnn.app.intervals import section_of as section_of_intervals
 from gsnn.app.report import describe, long_predictions, write
 from gsnn.app.run_folder import RunFolder, name_of
 from gsnn.app.settings import Options, new_model, reasons, settle
@@ -76,8 +78,9 @@ def run(
     """The whole job; writes ``out`` at the end, file by file, each in one step.
 
     Files: ``metrics.json`` (last, so that its presence means that all are there), ``report.html``,
-    ``ranking.csv``, ``predictions.csv``, ``model.safetensors``, ``figures/*.png``; where edges are added also
-    ``edges.csv``, ``graph_completed.tsv`` and ``model_completed.safetensors``.
+    ``ranking.csv``, ``predictions.csv``, ``model.safetensors``, ``figures/*.png``; with two folds or more
+    ``intervals.csv``; where edges are added also ``edges.csv``, ``graph_completed.tsv`` and
+    ``model_completed.safetensors``.
 
     Until then ``out`` holds a folder ``.checkpoint`` with finished folds and the state of the fit that is
     running. After an interruption the same call goes on from there and gives the result that the
@@ -135,11 +138,13 @@ def run(
                 yhat["random"], yhat["completed"] = worth.controls[budget][0], worth.predictions[budget]
                 judged = scores(data.y, splits, yhat)
                 completed = complete(data, options, budget, worth, verbose=verbose, unfinished=unfinished)
+        intervals = intervals_of(data, yhat, fold)
         metrics = {
             **describe(data),
             "settings": asdict(options),
             "why": why,
             **judged,
+            "intervals": intervals.facts,
             "unreached": unreached_outputs(data.graph, options.layers),
             "completion": {"skipped": skipped} if completed is None else completed.facts(),
             "ranking": {
@@ -164,6 +169,8 @@ def run(
             figures=figures_of(data, yhat, ranking, completed, histories, options.top, held_out),
             warnings=data.warnings,
             held_out=held_out,
+            tables={"intervals.csv": intervals.table},
+            sections=[section_of_intervals(intervals.facts)],
         )
     return Result(metrics, ranking, predictions, model, [*histories, final], completed)
 

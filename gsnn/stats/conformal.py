@@ -49,6 +49,52 @@ def cross_conformal(
     return low, high
 
 
+def residual_quantile(residuals: Values, level: float = 0.9) -> NDArray[np.float64]:
+    """Half-width of an interval that holds a new value of each output with the probability ``level``.
+
+    Split conformal prediction (Papadopoulos et al. 2002): residuals must be of samples that the model has not
+    seen, and the new sample exchangeable with those.
+
+    Args:
+        residuals: (n, M), |y - prediction|; NaN where not measured.
+        level: 1 - alpha.
+
+    Returns:
+        (M,): with n measured samples of an output the ceil(level (n + 1))-th smallest of its residuals;
+        infinite where there are too few samples for that.
+    """
+    widths = np.full(residuals.shape[1], np.inf)
+    for output, column in enumerate(residuals.T):
+        values = np.sort(column[~np.isnan(column)])
+        # As above, with the rounding of level the other way round.
+        rank = math.ceil(level * (len(values) + 1) - 1e-9)
+        if 1 <= rank <= len(values):
+            widths[output] = values[rank - 1]
+    return widths
+
+
+def held_out_widths(
+    residuals: Values, fold: NDArray[np.integer[Any]], level: float = 0.9
+) -> NDArray[np.float64]:
+    """Half-width of an interval about each held-out prediction of a cross-validation.
+
+    That of a fold is the :func:`residual_quantile` of the other folds, so no error has a part in its own
+    interval or in those of the samples that were held out with it.
+
+    Args:
+        residuals: (n, M), |y - prediction| by networks that had not seen the sample; NaN where not measured.
+        fold: (n,) the fold of each sample.
+        level: 1 - alpha.
+
+    Returns:
+        (n, M); infinite where the other folds have too few samples.
+    """
+    widths = np.full(residuals.shape, np.inf)
+    for number in np.unique(fold):
+        widths[fold == number] = residual_quantile(residuals[fold != number], level)
+    return widths
+
+
 def spread_interval(mean: Values, std: Values, level: float = 0.9) -> tuple[Values, Values]:
     """``mean`` -+ z ``std``, as if what is measured were normal with the spread of an ensemble.
 
