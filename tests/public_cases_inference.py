@@ -343,7 +343,7 @@ add(
         changes=(0,),
     ),
     reduced=lambda w: call(w.trained, w.graph.without_edges([sorted(w.kept.edges)[0]])),
-    trained_anew=lambda w: call(w.graph, samples(w), w.scaling, SETTINGS, 0),
+    trained_anew=lambda w: call([w.graph], samples(w), SETTINGS, 0),
     stage_sizes=lambda w: call(7, 3),
 )
 add(

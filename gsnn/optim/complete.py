@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import os
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from gsnn._progress import ProgressBar, progress
-from gsnn.data.scaling import Scaling
+from gsnn._progress import ProgressBar
+from gsnn.data.scaling import Scaling, scaling_of
 from gsnn.graph.container import EDGE_TYPES, HeteroGraph, as_graph
 from gsnn.graph.depth import default_layers
 from gsnn.models.GSNN import GSNN
@@ -119,7 +119,8 @@ def complete(
     budget = budget if isinstance(budget, str) else int(budget)  # also of numpy: it goes into a checkpoint
     stages, seed = int(stages), int(seed)
     kept = KeptEdges.of(graph)
-    layers = default_layers(graph) if settings.layers is None else settings.layers
+    if settings.layers is None:  # those of the given graph, also for the grown ones
+        settings = replace(settings, layers=default_layers(graph))
     like = settings.model(graph, seed)
     everything = data = Samples.of(like, x, y)
     held = None
@@ -135,8 +136,7 @@ def complete(
         if len(order) < 5:
             raise ValueError(f"budget='auto' needs at least 5 samples or validation, got {len(order)}")
         data, held = data.take(order[len(order) // 5 :]), data.take(order[: len(order) // 5])
-    scaling = Scaling.of(data.x, data.y)
-    aside = None if held is None else held.scaled(scaling)
+    aside = None if held is None else held.scaled(Scaling.of(data.x, data.y))
 
     checkpoint = None if checkpoint_path is None else Path(checkpoint_path)
     if checkpoint is not None and not checkpoint.absolute().parent.is_dir():
@@ -162,26 +162,23 @@ def complete(
     path: dict[int, float] = {int(count): float("nan") for count in counts}
     model = None
     if aside is not None:
-        errors = {}
-        for count in progress(path, "path", verbose):
-            model = trained_anew(
-                graph.with_edges(search.edges[:count]), data, scaling, settings, seed, layers
-            )
-            errors[count] = squared_errors(model, aside)
-            path[count] = float(errors[count].nanmean())
+        graphs = [graph.with_edges(search.edges[:count]) for count in path]
+        said = verbose and f"{len(graphs)} networks at once"
+        models = trained_anew(graphs, data, settings, seed, verbose=said)
+        errors = {count: squared_errors(own, aside) for count, own in zip(path, models, strict=True)}
+        path = {count: float(values.nanmean()) for count, values in errors.items()}
         if budget == "auto":
-            chosen = _smallest(errors)
-            rows, model = search.rows[:chosen], None
+            rows = search.rows[: _smallest(errors)]
         else:
-            rows = search.rows
+            rows, model = search.rows, models[-1]
     else:
         rows = search.rows
     edges = [(source, target) for _, source, target, _ in rows]
     grown = graph.with_edges(edges)
     if model is None:
         final = everything if budget == "auto" and validation is None else data
-        model = trained_anew(grown, final, scaling, settings, seed, layers)
-    return Completion(grown, model, _edge_rows(rows, model, aside), path)
+        (model,) = trained_anew([grown], final, settings, seed)
+    return Completion(grown, model, _edge_rows(rows, model, held), path)
 
 
 def _no_longer_falls(losses: list[float]) -> bool:
@@ -204,13 +201,15 @@ def _smallest(errors: dict[int, torch.Tensor]) -> int:
     return best
 
 
-def _edge_rows(rows: list[tuple[int, str, str, float]], model: GSNN, aside: Samples | None) -> pd.DataFrame:
+def _edge_rows(rows: list[tuple[int, str, str, float]], model: GSNN, held: Samples | None) -> pd.DataFrame:
     import pandas as pd
 
     table = pd.DataFrame(rows, columns=["stage", "src_func", "dst_func", "score"])
     table.insert(0, "order", np.arange(1, len(rows) + 1))
     table["gain"] = np.nan
-    if aside is not None and rows:
+    scaling = scaling_of(model)
+    if held is not None and scaling is not None and rows:
+        aside = held.scaled(scaling)
         total = loss(model, aside)
         first = model.graph.edge_index_dict[EDGE_TYPES[0]].shape[1] - len(rows)
         gains = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -216,30 +216,26 @@ def train_together(
 
 
 def trained_anew(
-    graph: HeteroGraph,
+    graphs: Sequence[HeteroGraph],
     data: Samples,
-    scaling: Scaling,
     settings: CompletionSettings,
     seed: int,
-    layers: int | None = None,
-) -> GSNN:
-    """A network on `graph` trained from the beginning on `data`, in the way that is compared and kept."""
-    if layers is not None:
-        settings = CompletionSettings(**{**asdict(settings), "layers": layers})
-    model = settings.model(graph, seed)
-    fit(
-        model,
-        data.x,
-        data.y,
-        epochs=settings.final_epochs(len(data)),
-        batch_size=settings.batch_size,
+    *,
+    verbose: bool | str = False,
+) -> list[GSNN]:
+    """A network on each graph, all trained from the beginning on `data`, as what is compared and kept is."""
+    models = [settings.model(graph, seed) for graph in graphs]
+    train_together(
+        models,
+        [data] * len(models),
+        [seed] * len(models),
+        settings,
+        [settings.final_epochs(len(data))] * len(models),
         lr=settings.lr,
-        weight_decay=settings.weight_decay,
-        standardize=scaling,
-        seed=seed,
-        verbose=False,
+        schedule="cosine",
+        verbose=verbose,
     )
-    return model
+    return models
 
 
 def reduced(model: GSNN, graph: HeteroGraph) -> GSNN:
