@@ -3,8 +3,9 @@
 Planted: one output depends on one of eight inputs, over the only path from it to the output, tanh of it with
 noise 0.1; seven decoys reach the output over random wiring that also leads into the path. A trained network
 is explained. `input_first` says whether the planted input ranks first, `path_first` whether the path's four
-edges are the four of largest magnitude, `moving_first` the four of largest spread over samples (edges that
-carry constants have none), `path_share` and `moving_share` how many of them are. In `permuted` the entries of
+edges are the first four of the table, which is ordered by the spread over samples, `large_first` whether they
+are the four of largest magnitude (which edges that carry constants have, too), `path_share` and `large_share`
+how many of them are. In `permuted` the entries of
 every weight tensor are shuffled, and a good explanation finds nothing (Adebayo et al. 2018, arXiv
 1810.03292): chance is 1/8 for the input, about 0 for the path. `completeness` is the relative error of the
 sum of the scores.
@@ -100,7 +101,7 @@ def of_planted(seed: int) -> list[dict]:
             edges = edges[edges["source"] != edges["target"]]
             row = {"data": "planted", "seed": seed, "what": method, "weights": weights}
             row["input_first"] = float(inputs["name"][0] == start)
-            for by, column in (("path", "magnitude"), ("moving", "spread")):
+            for by, column in (("path", "spread"), ("large", "magnitude")):
                 first = edges.nlargest(len(path), column)
                 share = len(set(zip(first["source"], first["target"], strict=True)) & path) / len(path)
                 row |= {f"{by}_first": float(share == 1), f"{by}_share": share}

@@ -127,11 +127,15 @@ def test_columns_are_matched_by_name_and_rows_keep_theirs(x):
     np.testing.assert_array_equal(found.to_numpy(), attribute(model, x, "o1", per_sample=True).to_numpy())
 
 
-def test_the_average_is_sorted_by_magnitude(x):
+def test_the_average_is_sorted_by_what_varies(x):
     each = attribute(small_model(), x, "o1", of="edges", per_sample=True)
     table = attribute(small_model(), x, "o1", of="edges")
     assert list(table.columns) == ["source", "target", "score", "magnitude", "spread"]
-    assert (np.diff(table["magnitude"]) <= 0).all()
+    assert (np.diff(table["spread"]) <= 0).all() and table.attrs["ordered_by"] == "spread"
+    assert not (np.diff(table["magnitude"]) <= 0).all()
+    for given, of in ((x, "inputs"), (x[:1], "edges")):  # one sample has no spread
+        other = attribute(small_model(), given, "o1", of=of)
+        assert (np.diff(other["magnitude"]) <= 0).all() and other.attrs["ordered_by"] == "magnitude"
     for row in table.itertuples():
         column = each[(row.source, row.target)]
         assert row.score == pytest.approx(column.mean())
@@ -229,8 +233,6 @@ def test_the_planted_path_comes_first_and_permuted_weights_lose_it(planted):
         edges = attribute(model, x, "y", method=method, of="edges")
         proper = edges[edges["source"] != edges["target"]].head(4)
         assert set(zip(proper["source"], proper["target"], strict=True)) == PATH
-        moving = edges[edges["source"] != edges["target"]].nlargest(4, "spread")
-        assert set(zip(moving["source"], moving["target"], strict=True)) == PATH
 
     def lead(network):
         table = attribute(network, x, "y").set_index("name")["magnitude"]
@@ -245,7 +247,7 @@ def test_the_subgraph_is_the_planted_path(planted):
     assert isinstance(found, HeteroGraph) and isinstance(found, Subgraph)
     assert set(found.edges) == PATH
     assert found.candidates == 13
-    assert found.fidelity > 0.9 > max(found.random_fidelity)
+    assert found.fidelity > 0.75 > max(found.random_fidelity)
     assert [found.edge_index_dict[e].shape[1] for e in found.edge_index_dict] == [2, 1, 1]
     assert subgraph(model, x, "y", share=1.0).fidelity == pytest.approx(1.0, abs=1e-6)
 
@@ -293,6 +295,33 @@ def test_fidelity_is_that_of_a_hard_mask(planted):
 def test_bad_arguments_of_attribute(options, error, words, x):
     with pytest.raises(error, match=words):
         attribute(small_model(), x, **{"output": "o1", **options})
+
+
+def test_the_picture_is_of_what_the_table_is_ordered_by():
+    import matplotlib.pyplot as plt
+    from matplotlib.colors import to_hex
+
+    from gsnn.plot import BLUE, VERMILLION
+
+    table = pd.DataFrame(
+        {
+            "source": ["i0", "a", "c"],
+            "target": ["a", "b", "d"],
+            "score": [-0.1, 3.0, 0.2],
+            "spread": [9, 1, 4],
+        }
+    )
+
+    def widths(**attrs):
+        table.attrs = attrs
+        ax = explanation(small_graph(), table, top=2)
+        drawn = [(to_hex(p.get_edgecolor()), round(p.get_linewidth(), 2)) for p in ax.patches]
+        plt.close(ax.figure)
+        return sorted((c, w) for c, w in drawn if c in (BLUE.lower(), VERMILLION.lower()))
+
+    blue, red = BLUE.lower(), VERMILLION.lower()
+    assert widths() == sorted([(red, 3.6), (red, 0.8)])
+    assert widths(ordered_by="spread") == sorted([(blue, 3.6), (red, round(0.6 + 3 * 4 / 9, 2))])
 
 
 def test_bad_arguments_of_subgraph(x):

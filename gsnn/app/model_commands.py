@@ -48,7 +48,7 @@ def explain(
     model: ModelFile,
     x: Inputs,
     output: Annotated[str, typer.Option(help="Name of the output node to explain.")],
-    out: Annotated[Path, typer.Option(help="Table to write, largest magnitude first; .csv, else tabs.")],
+    out: Annotated[Path, typer.Option(help="Table to write, strongest first; .csv, else tabs.")],
     of: Annotated[str, typer.Option(help="inputs, nodes or edges.")] = "inputs",
     method: Annotated[
         str, typer.Option(help="integrated_gradients, occlusion or gradient.")

@@ -64,13 +64,17 @@ def attribute(
         per_sample: one row per sample, one column per name, instead of the average.
 
     Returns:
-        By default one row per name, largest magnitude first: ``name`` (for edges ``source``, ``target``),
-        ``score``, the mean over samples, ``magnitude``, the mean of the absolute values, and ``spread``, the
-        standard deviation. Nodes and edges carry constants, too (biases), which have a magnitude in every
-        sample; what carries the differences between samples is what has a spread. With
-        ``per_sample`` a table (B, n), columns named likewise. ``attrs['completeness']`` of integrated
-        gradients holds ``error``, the root mean square of (sum of the scores - difference of the
-        predictions) relative to that of the difference, and ``steps``, the most of any sample.
+        By default one row per name: ``name`` (for edges ``source``, ``target``), ``score``, the mean over
+        samples, ``magnitude``, the mean of the absolute values, and ``spread``, the standard deviation.
+        Inputs come by magnitude. Nodes and edges come by spread: they carry constants, too (biases), which
+        have a magnitude in every sample and say nothing of what makes one differ from another. For a single
+        sample there is no spread and the order is that of the magnitude, constants included;
+        :func:`contrast` with an untreated sample takes them away. With ``per_sample`` a table (B, n), columns
+        named likewise.
+
+        ``attrs['ordered_by']`` of an average is the column that it is ordered by. ``attrs['completeness']``
+        of integrated gradients holds ``error``, the root mean square of (sum of the scores - difference of
+        the predictions) relative to that of the difference, and ``steps``, the most of any sample.
 
     Raises:
         ImportError: Captum is not there.
@@ -101,7 +105,7 @@ def attribute(
     extra = (*extra, *(() if measured is None else (measured,)))
     with predictor.frozen():
         scores, completeness = _scores(captum, method, explained, start, end, extra)
-    table = _table(scores, predictor.names(of), rows, per_sample)
+    table = _table(scores, predictor.names(of), rows, per_sample, by_spread=of != "inputs")
     if completeness is not None:
         table.attrs["completeness"] = completeness
         if completeness["error"] > 0.01:
@@ -269,7 +273,9 @@ def _relative(error: np.ndarray, size: np.ndarray) -> float:
     return found / scale if scale else found
 
 
-def _table(scores: Tensor, names: list[Any], rows: Any, per_sample: bool) -> pd.DataFrame:
+def _table(
+    scores: Tensor, names: list[Any], rows: Any, per_sample: bool, by_spread: bool = False
+) -> pd.DataFrame:
     import pandas as pd
 
     pairs = bool(names) and isinstance(names[0], tuple)
@@ -287,5 +293,8 @@ def _table(scores: Tensor, names: list[Any], rows: Any, per_sample: bool) -> pd.
             "spread": scores.std(0, correction=0).numpy(),
         }
     )
-    order = table["magnitude"].to_numpy().argsort(kind="stable")[::-1]
-    return table.iloc[order].reset_index(drop=True)
+    by = "spread" if by_spread and len(scores) > 1 else "magnitude"
+    order = table[by].to_numpy().argsort(kind="stable")[::-1]
+    table = table.iloc[order].reset_index(drop=True)
+    table.attrs["ordered_by"] = by
+    return table

@@ -130,8 +130,9 @@ def layered_graph(
 def explanation(graph: Any, table: pd.DataFrame, *, top: int = 20, ax: Axes | None = None) -> Axes:
     """The strongest ``top`` edges or nodes of an attribution, drawn on the graph.
 
-    Positive scores are vermillion, negative ones blue; the width (of edges) or area (of nodes) goes with the
-    magnitude. A graph of more than 150 nodes is cut to the surroundings of what is drawn.
+    Positive scores are vermillion, negative ones blue; the width (of edges) or area (of nodes) goes with what
+    the table is ordered by (``attrs['ordered_by']``: of edges and nodes over samples the spread), or else
+    with the score. A graph of more than 150 nodes is cut to the surroundings of what is drawn.
 
     Args:
         graph: the model's graph.
@@ -152,7 +153,9 @@ def explanation(graph: Any, table: pd.DataFrame, *, top: int = 20, ax: Axes | No
     kinds: dict[str, list[Node]] = {}
     for node in nodes:
         kinds.setdefault(node[1], []).append(node)
-    ranked = table.loc[table["score"].abs().sort_values(ascending=False, kind="stable").index].head(top)
+    size = table[table.attrs.get("ordered_by", "score")].abs()
+    signed = table.assign(score=size.where(table["score"] >= 0, -size))
+    ranked = signed.loc[size.sort_values(ascending=False, kind="stable").index].head(top)
     named = [*ranked["source"], *ranked["target"]] if pairs else list(ranked["name"])
     if unknown := [name for name in named if name not in kinds]:
         raise ValueError(f"table must name nodes of the graph, got {some_names(unknown)}")
