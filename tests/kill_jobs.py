@@ -66,7 +66,9 @@ class Jobs:
     def _command(self, name: str, *words: object) -> None:
         p = self.paths
         tables = ["--edges", p["edges"], "--x", p["x"], "--y", p["y"], "--nodes", p["nodes"]]
-        app([str(word) for word in (name, *tables, *words)], standalone_mode=False)
+        status = app([str(word) for word in (name, *tables, *words)], standalone_mode=False)
+        if status:
+            raise SystemExit(status)
 
     def run(self, out: Path) -> None:
         """``gsnn run``."""

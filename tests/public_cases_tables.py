@@ -544,6 +544,7 @@ add(
     "gsnn.app.run_folder",
     RunFolder=Case(lambda w: call(w.folder), use=use_folder),
     FinishedError=lambda w: call("it"),
+    alone=Case(lambda w: call(w.folder), use=lambda c, w: inside(c), copies=False),
     name_of=lambda w: call({"a": 1}),
 )
 add(

@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 from dataclasses import replace
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 from gsnn.app import report
 from gsnn.app.cli import app
+from gsnn.app.run_folder import alone
 from gsnn.app.settings import Options
 from gsnn.app.workflow import run
 from gsnn.data.tables import load_data
@@ -134,15 +136,29 @@ def test_two_runs_in_one_folder(data, jobs, tmp_path):
 
 
 def test_two_runs_in_one_folder_say_so(data, tmp_path):
-    with container_lock(tmp_path), pytest.raises(BlockingIOError, match="another process is at work in"):
+    with alone(tmp_path), pytest.raises(BlockingIOError, match="another process is at work in"):
         run(data, tmp_path, QUICK, verbose=False)
     assert not (tmp_path / ".checkpoint").exists()
 
 
-def container_lock(folder):
-    from gsnn.app.run_folder import _alone
-
-    return _alone(folder)
+@pytest.mark.parametrize("command", ["complete", "simulate", "build"])
+def test_two_commands_in_one_folder_would_mix_their_files(jobs, tmp_path, command):
+    p, out = jobs.paths, tmp_path / "out"
+    ends = {"inputs": "a", "outputs": "b"}
+    for end, name in ends.items():
+        (tmp_path / f"{end}.tsv").write_text(f"name\n{name}\n")
+    (tmp_path / "pairs.tsv").write_text("source\ttarget\na\tb\n")
+    words = {
+        "complete": ["--edges", p["edges"], "--x", p["x"], "--y", p["y"], "--quiet"],
+        "simulate": ["--edges", p["edges"], "--nodes", p["nodes"]],
+        "build": ["--interactions", tmp_path / "pairs.tsv"],
+    }
+    words["build"] += [word for end in ends for word in (f"--{end}", tmp_path / f"{end}.tsv")]
+    out.mkdir()
+    with alone(out):
+        done = CliRunner().invoke(app, [command, *map(str, words[command]), "--out", str(out)])
+    assert done.exit_code == 2 and not any(out.iterdir())
+    assert done.stderr.splitlines()[-1].startswith(f"error: another process is at work in {out}")
 
 
 class FullDisk:
@@ -205,6 +221,38 @@ def test_full_disk_in_the_middle_of_a_fit_and_then_room_again(jobs, tmp_path, mo
     assert found_history.train_loss == history.train_loss
     assert all(torch.equal(found[name], whole[name]) for name in whole)
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "fit"}
+
+
+class Cut:
+    """A job whose files may not be longer than so many bytes: for each of them the disk is full then."""
+
+    def __init__(self, job, limit):
+        self.job, self.limit = job, limit
+
+    def __call__(self, out):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, self.limit))
+        self.job(out)
+
+
+@pytest.mark.skipif(find_spec("resource") is None, reason="the system limits no files")
+@pytest.mark.parametrize("name", ["fit", "run", "complete"])
+def test_a_job_goes_on_when_there_is_room_for_its_files(data, jobs, quick_search, tmp_path, name):
+    """Whatever writes them: the library itself, pandas, safetensors or matplotlib."""
+    quick_run = lambda out: run(data, out, replace(QUICK, complete=0), verbose=False)  # noqa: E731
+    job = {"fit": jobs.fit, "run": quick_run, "complete": Quick(jobs)}[name]
+    (tmp_path / "whole").mkdir()
+    assert in_child(job, tmp_path / "whole" / "out")[0] == 0
+    expected = result_of(tmp_path / "whole" / "out")
+    largest = max(path.stat().st_size for path in (tmp_path / "whole" / "out").rglob("*.*"))
+    for limit in (largest - 1,) if name == "run" else (10, largest - 1):
+        folder = tmp_path / str(limit)
+        folder.mkdir()
+        assert in_child(Cut(job, limit), folder / "out")[0] > 0
+        assert not (folder / "out" / "metrics.json").exists()  # the last file of a run
+        assert in_child(job, folder / "out")[0] == 0, limit
+        assert result_of(folder / "out") == expected, limit
 
 
 def no_permission(*args, **kwargs):

@@ -6,8 +6,11 @@ import itertools
 import multiprocessing
 import os
 import re
+import sys
+from pathlib import Path
 
 import pytest
+import safetensors
 import torch
 from dense_oracle import random_graph
 
@@ -393,10 +396,25 @@ def test_a_gradient_with_a_lazy_sign_is_the_gradient():
     assert torch.equal(found[plan.row_of_edge], expected[plan.row_of_edge])
 
 
+def _other_library():
+    """A whole library of this machine that is not ours."""
+    return next(Path(safetensors.__file__).parent.glob("_safetensors*.so")).read_bytes()
+
+
+def _of_another_machine():
+    """Ours, but for the number of the processor in its header."""
+    content = bytearray(next(Path(native.__file__).parent.glob("csrc/_blocks*.so")).read_bytes())
+    content[18] ^= 0xFF
+    return bytes(content)
+
+
 @needs_native
-def test_a_damaged_library_is_not_used(tmp_path, monkeypatch):
+@pytest.mark.skipif(sys.platform != "linux", reason="the headers of libraries are others elsewhere")
+@pytest.mark.parametrize("content", [lambda: b"not a library", _other_library, _of_another_machine, bytes])
+def test_a_foreign_or_damaged_library_is_not_used(content, tmp_path, monkeypatch):
     (tmp_path / "csrc").mkdir()
-    (tmp_path / "csrc" / "_blocks.so").write_bytes(b"not a library")
+    (tmp_path / "csrc" / "_blocks.so").write_bytes(content())
     monkeypatch.setattr(native, "__file__", str(tmp_path / "compiled.py"))
-    with pytest.warns(UserWarning, match="is not used"):
+    message = r"_blocks.so was built .* is not used: reinstall it \(pip install -e \.\)"
+    with pytest.warns(UserWarning, match=message):
         assert native._load() == (None, 0)

@@ -177,3 +177,10 @@ def test_window_pairs_of_single_nodes():
 def test_bad_edges(source, target, weight, message):
     with pytest.raises(ValueError, match=message):
         Transitions.of(source, target, weight, 3)
+
+
+def test_more_edges_than_the_places_of_a_walk_can_count_are_refused():
+    """As they would be read from a place that is the rest after division by 2**32."""
+    node, weight = (np.broadcast_to(np.array(1, kind), 2**30) for kind in (np.int64, np.float64))
+    with pytest.raises(ValueError, match=r"must have fewer than 2\*\*30 edges to walk on, got 1073741824"):
+        Transitions.of(node, node, weight, 3)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,9 +63,10 @@ def build(
 
     Example: gsnn build --interactions omnipath.tsv --inputs targets.tsv --x X.tsv --y Y.tsv --max-hops 8 --out prior
     """  # noqa: E501 - an example is one line to copy
-    with user_errors():
+    with user_errors(), ExitStack() as stack:
         import pandas as pd
 
+        from gsnn.app.run_folder import alone
         from gsnn.graph.build_graph import build as built
         from gsnn.graph.types import NODE_TYPES
         from gsnn.io.container import replacing
@@ -96,6 +98,7 @@ def build(
             [(name, kind) for kind in kinds for name in names[kind]], columns=["node", "type"]
         )
         out.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(alone(out))
         for table, name in ((report, "report.tsv"), (nodes, "nodes.tsv"), (edges, "edges.tsv")):
             with replacing(out / name) as tmp:
                 table.to_csv(tmp, sep="\t", index=False)

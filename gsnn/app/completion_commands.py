@@ -6,6 +6,7 @@ As in :mod:`gsnn.app.cli`, only what typer needs is imported here.
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -58,7 +59,8 @@ def complete(
 
     Example: gsnn complete --edges demo_out/data/edges.tsv --x demo_out/data/X.tsv --y demo_out/data/Y.tsv --out completed --budget 16
     """  # noqa: E501 - an example is one line to copy
-    with user_errors(out):
+    with user_errors(out), ExitStack() as stack:
+        from gsnn.app.run_folder import alone
         from gsnn.data.tables import load_data
         from gsnn.io.container import replacing
         from gsnn.io.model import save
@@ -75,6 +77,7 @@ def complete(
         table = None if candidates is None else _pairs(candidates)
         data = load_data(edges, x, y, nodes=nodes, source=source, target=target, sign=sign)
         out.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(alone(out))
         found = completed(
             data.graph,
             data.x,

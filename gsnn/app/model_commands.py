@@ -6,6 +6,7 @@ As in :mod:`gsnn.app.cli`, only what typer needs is imported here.
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -172,9 +173,10 @@ def simulate(
 
     Example: gsnn simulate --edges demo_out/data/edges.tsv --nodes demo_out/data/nodes.tsv --out simulated
     """
-    with user_errors():
+    with user_errors(), ExitStack() as stack:
         import pandas as pd
 
+        from gsnn.app.run_folder import alone
         from gsnn.graph.container import HeteroGraph
         from gsnn.simulate.simulate import simulate as drawn
 
@@ -197,6 +199,7 @@ def simulate(
             seed=seed,
         )
         out.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(alone(out))
         rows = pd.Index([f"s{k:0{len(str(samples))}d}" for k in range(samples)])
         for values, kind, name in ((x, "input", "X.tsv"), (y, "output", "Y.tsv")):
             _write(pd.DataFrame(values, rows, list(names[kind])), out / name, "sample")

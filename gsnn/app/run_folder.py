@@ -72,7 +72,7 @@ class RunFolder:
             ValueError: it is damaged or belongs to another run.
             BlockingIOError: another process is at work in the folder.
         """
-        with _alone(self.out):
+        with alone(self.out):
             yield from self._work(run, fresh)
 
     def _work(self, run: Mapping[str, Any], fresh: bool) -> Iterator[None]:
@@ -121,8 +121,14 @@ class RunFolder:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the system takes back when the process ends, however it ends."""
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, which the system takes back when the process ends, however it ends.
+
+    Windows and some drives in networks know no such locks; there nobody is refused.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
     if sys.platform == "win32":  # a folder cannot be locked there
         yield
         return

@@ -41,8 +41,8 @@ class Transitions:
     def of(cls, source: ArrayLike, target: ArrayLike, weight: ArrayLike, n: int) -> Transitions:
         """From E edges in any order, weights >= 0; an edge of weight 0 is never walked, parallel edges add.
 
-        Raises ValueError where the three are not of one length, an end is not in [0, n), or a weight is
-        negative or not finite.
+        Raises ValueError where the three are not of one length, an end is not in [0, n), a weight is
+        negative or not finite, or there are 2**30 edges or more.
         """
         source, target = np.asarray(source), np.asarray(target)
         weight = np.asarray(weight, dtype=np.float64)
@@ -51,6 +51,8 @@ class Transitions:
                 "source, target and weight must be of one shape (E,), got "
                 f"{source.shape}, {target.shape} and {weight.shape}"
             )
+        if weight.size >= 2**30:  # places in `node` are numbers of 32 bits
+            raise ValueError(f"source must have fewer than 2**30 edges to walk on, got {weight.size}")
         if weight.size and not (np.isfinite(weight).all() and weight.min() >= 0):
             raise ValueError("weight must be non-negative and finite")
         for name, ends in (("source", source), ("target", target)):
