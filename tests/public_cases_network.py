@@ -113,6 +113,7 @@ add(
     "gsnn.kernels.reference",
     capture=lambda w: call(w.channels, w.plan),
     plain_stack=lambda w: call(w.state, [*w.weights, *w.weights], w.form, w.plan),
+    Products=lambda w: call(torch.mm, torch.mm),
     Reference=Case(lambda w: call(), use=lambda kernel, w: use_kernel(kernel, w)),
     Inside=Case(
         lambda w: call(w.state.requires_grad_(), list(w.weights), w.form, w.plan),
@@ -123,6 +124,7 @@ add(
 add(
     "gsnn.kernels.scatter",
     check_backend=lambda w: call("bucketed"),
+    missing=lambda w: call(),
     Incidence=lambda w: call(*(torch.arange(3) for _ in range(7))),
     incidence=lambda w: call(*scatter_weights(w), w.plan.n_rows, w.plan.n_nodes),
     spread=Case(lambda w: spread_arguments(w, w.state), needs="torch_scatter"),
@@ -193,6 +195,7 @@ add(
 )
 add("gsnn.kernels.compiled_blocks", CompiledBlocks=Case(lambda w: call(), use=use_kernel))
 add("gsnn.kernels.operations", Operations=Case(lambda w: call(), use=use_kernel))
+add("gsnn.kernels.scatter_blocks", ScatterBlocks=Case(lambda w: call(), use=use_kernel))
 add(
     "gsnn.kernels.registry",
     asked=lambda w: call(),

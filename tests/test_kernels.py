@@ -3,13 +3,17 @@
 The reference itself is held against dense matrices by tests/test_gsnn.py, and here by finite differences.
 """
 
+import sys
+from importlib.util import find_spec
+from types import SimpleNamespace
+
 import pytest
 import torch
 from test_gsnn import make
 from test_native import NORMS, make_blocks, make_plan
 
 from gsnn import kernels
-from gsnn.kernels import KERNELS, chosen, use
+from gsnn.kernels import KERNELS, chosen, scatter, use
 from gsnn.kernels.form import Form
 from gsnn.kernels.reference import plain_stack
 from gsnn.kernels.registry import SEPARATE, asked, pick
@@ -155,6 +159,48 @@ class TestReference(KernelContract):
     name = "reference"
 
 
+#: What is asked of torch-scatter, by loops over segments, so that the kernel is tested where it is not built.
+SEGMENTS = SimpleNamespace(
+    gather_csr=lambda z, starts: z.repeat_interleave(starts.diff(), 0),
+    segment_csr=lambda messages, starts: torch.stack(
+        [messages[a:b].sum(0) for a, b in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)]
+    ),
+)
+
+
+@pytest.fixture
+def segments(monkeypatch):
+    """torch-scatter, or what stands for it."""
+    if find_spec("torch_scatter") is None:
+        monkeypatch.setitem(sys.modules, "torch_scatter", SEGMENTS)
+    scatter._kernels.cache_clear()
+    yield
+    scatter._kernels.cache_clear()
+
+
+class TestScatter(KernelContract):
+    name = "scatter"
+
+    @pytest.fixture(autouse=True)
+    def _kernel(self, segments):
+        assert KERNELS[self.name].missing() is None
+
+
+def test_scatter_is_chosen_or_says_what_is_missing(segments, monkeypatch):
+    model, x = make(layers=2)
+    with use("scatter"):
+        (choice, _) = chosen(model, x)
+        assert choice.kernel == "scatter" and choice.why_not["torch"] == "asked after 'scatter'"
+    monkeypatch.setitem(sys.modules, "torch_scatter", None)
+    scatter._kernels.cache_clear()
+    assert (
+        chosen(model, x)[0].why_not["scatter"].startswith("needs torch-scatter: pip install 'gsnn[scatter]'")
+    )
+    with pytest.raises(RuntimeError, match="the kernel 'scatter' cannot run here: needs torch-scatter: pip"):
+        use("scatter")
+    assert asked() == ("compiled", "torch")
+
+
 def test_every_kernel_is_under_contract():
     assert {contract.name for contract in KernelContract.__subclasses__()} == set(KERNELS)
     assert all(kernel.name == name for name, kernel in KERNELS.items())
@@ -204,6 +250,7 @@ def test_chosen_says_which_and_why_not():
     assert choices[0].why_not == {
         "torch": "asked after 'compiled'",
         "reference": "use('reference') was not called",
+        "scatter": KERNELS["scatter"].missing() or "use('scatter') was not called",
     }
     half, x16 = make(layers=2, dtype=torch.bfloat16)
     (choice, _) = chosen(half, x16)

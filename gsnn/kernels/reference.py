@@ -4,7 +4,8 @@ It serves as the kernel ``reference``, gives second derivatives for all kernels,
 stack that ran as one operation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,21 @@ from gsnn.kernels.channels import plain_unit
 from gsnn.kernels.form import N_WEIGHTS, Form, Weights, split
 from gsnn.kernels.interface import Passed
 from gsnn.kernels.plan import Plan
+
+
+class Products(NamedTuple):
+    """The two sparse products of a block, differentiable.
+
+    Attributes:
+        lin_in: called like :func:`gsnn.kernels.bucketed.plain_in`.
+        lin_out: called like :func:`gsnn.kernels.bucketed.plain_out`.
+    """
+
+    lin_in: Callable[..., Tensor]
+    lin_out: Callable[..., Tensor]
+
+
+BATCHED = Products(plain_in, plain_out)
 
 
 def capture(z: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
@@ -32,6 +48,7 @@ def plain_stack(
     plan: Plan,
     tapped: list[Tensor] | None = None,
     statistics: list[Tensor | None] | None = None,
+    products: Products = BATCHED,
 ) -> tuple[Tensor, list[Tensor]]:
     """The stack by differentiable operations: its result and what each ``lin_out`` reads.
 
@@ -48,7 +65,7 @@ def plain_stack(
         return z
 
     for w in split(flat):
-        z = tap(plain_in(state, w.in_values.view(-1, form.channels), w.in_bias, plan))
+        z = tap(products.lin_in(state, w.in_values.view(-1, form.channels), w.in_bias, plan))
         of_norm: tuple[Tensor | None, Tensor | None] = (None, None)
         if form.dims is not None:
             scale, shift = (
@@ -65,7 +82,8 @@ def plain_stack(
         z = tap(z)
         read.append(z)
         through = None if w.residual is None else state
-        state = plain_out(z, w.out_values.view(-1, form.channels), w.out_bias, through, w.residual, plan)
+        out_values = w.out_values.view(-1, form.channels)
+        state = products.lin_out(z, out_values, w.out_bias, through, w.residual, plan)
     return state, read
 
 
@@ -73,6 +91,7 @@ class Reference:
     """Any type on any device; keeps nothing and computes the stack again for its gradients."""
 
     name = "reference"
+    products = BATCHED
 
     def missing(self) -> str | None:
         """None: PyTorch is always there."""
@@ -86,7 +105,7 @@ class Reference:
         """See :class:`gsnn.kernels.interface.BlockKernel`."""
         statistics: list[Tensor | None] = []
         flat = [tensor for block in blocks for tensor in block]
-        result, read = plain_stack(state, flat, form, plan, statistics=statistics)
+        result, read = plain_stack(state, flat, form, plan, statistics=statistics, products=self.products)
         return Passed(result, [], statistics, read if form.aside else [])
 
     def backward(
@@ -108,7 +127,7 @@ class Reference:
                 for tensor, need in zip(inputs, needed, strict=True)
             ]
             assert own[0] is not None
-            result, read = plain_stack(own[0], own[1:], form, plan)
+            result, read = plain_stack(own[0], own[1:], form, plan, products=self.products)
             given = [
                 (result, grad),
                 *((z, g) for z, g in zip(read, read_grads, strict=True) if g is not None),

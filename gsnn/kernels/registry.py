@@ -25,10 +25,11 @@ from gsnn.kernels.interface import BlockKernel
 from gsnn.kernels.operations import Operations
 from gsnn.kernels.plan import Plan
 from gsnn.kernels.reference import Reference
+from gsnn.kernels.scatter_blocks import ScatterBlocks
 
 #: Name -> kernel. A new one stands before ``torch``, those that are asked only on demand after it.
 KERNELS: dict[str, BlockKernel] = {
-    kernel.name: kernel for kernel in (CompiledBlocks(), Operations(), Reference())
+    kernel.name: kernel for kernel in (CompiledBlocks(), Operations(), Reference(), ScatterBlocks())
 }
 #: What :class:`Choice` calls a block whose steps are operations of their own, which no kernel runs.
 SEPARATE = "separate"

@@ -1,11 +1,11 @@
 """The two sparse products by torch-scatter: one message per weight and sample, then sums over segments.
 
-The second backend of :class:`gsnn.models.GSNN.GSNN`, chosen with ``backend='scatter'``; it needs the
-extra ``scatter``. Use the default, ``'bucketed'``, to train: it never builds a tensor of edges x
-channels x samples, which here takes ``edges * C * B`` numbers for each product. Use ``'scatter'`` to check
-results against an independent implementation, to compare costs, or where its kernels suit a device
-better than batched matrix products. Both give the same results up to rounding, and the same weights
-serve either.
+The kernel ``scatter`` runs whole blocks with it (``gsnn.kernels.use("scatter")``), and a
+:class:`gsnn.models.GSNN.GSNN` of ``backend='scatter'`` each of its products; both need the extra
+``scatter``. Use what is asked by default to train: it never builds a tensor of edges x channels x samples,
+which here takes ``edges * C * B`` numbers for each product. Use this to check results against an independent
+implementation, to compare costs, or where its kernels suit a device better than batched matrix products.
+The results are the same up to rounding, and the same weights serve either.
 
 All follows from one sum over weights k, with row ``r_k`` and node ``n_k``::
 
@@ -22,11 +22,12 @@ does not know would stop, the same sums are its own ``index_add``.
 from functools import cache
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, get_args
+from weakref import WeakKeyDictionary
 
 import torch
 
 from gsnn.kernels.bucketed import Tensor, plain_needed
-from gsnn.kernels.plan import Plan
+from gsnn.kernels.plan import Bucket, Plan
 
 Backend = Literal["bucketed", "scatter"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
@@ -55,6 +56,15 @@ def _kernels() -> ModuleType:
             f"(it is compiled against the torch that is installed, which takes some minutes): {error}"
         ) from None
     return torch_scatter
+
+
+def missing() -> str | None:
+    """Why these products cannot run on this machine, None where they can."""
+    try:
+        _kernels()
+    except ImportError as error:
+        return str(error).removeprefix("backend='scatter' ")
+    return None
 
 
 class Incidence(NamedTuple):
@@ -204,10 +214,7 @@ class ScatterPlan(Plan):
 
     def __init__(self, edge_index: Tensor, n_function: int, n_input: int, n_output: int) -> None:
         super().__init__(edge_index, n_function, n_input, n_output)
-        self.into, self.out_of = (
-            incidence(self.row_of_edge[edges], self.rank[ends[edges]], self.n_rows, n_function)
-            for edges, ends in ((self.in_edges, edge_index[1]), (self.out_edges, edge_index[0]))
-        )
+        self.into, self.out_of = _incidences(self)
 
     def to(self, device: torch.device) -> "ScatterPlan":
         """See :meth:`gsnn.kernels.plan.Plan.to`."""
@@ -218,10 +225,41 @@ class ScatterPlan(Plan):
         return moved
 
 
+def _incidences(plan: Plan) -> tuple[Incidence, Incidence]:
+    """Those of the edges into and out of function nodes."""
+    return (
+        incidence(
+            plan.row_of_edge[plan.in_edges],
+            _places(plan.in_buckets, plan)[plan.in_slots],
+            plan.n_rows,
+            plan.n_nodes,
+        ),
+        incidence(plan.out_slots, _places(plan.out_buckets, plan)[plan.out_slots], plan.n_rows, plan.n_nodes),
+    )
+
+
+def _places(buckets: tuple[Bucket, ...], plan: Plan) -> Tensor:
+    """The node that each padded slot of these buckets belongs to, by its place in the plan."""
+    nodes = torch.arange(plan.n_nodes, device=plan.order.device)
+    degrees = nodes.new_tensor([bucket.degree for bucket in buckets])
+    return nodes.repeat_interleave(degrees.repeat_interleave(nodes.new_tensor([b.nodes for b in buckets])))
+
+
+#: Of plans that were not made for these products, as long as they are used.
+_made: WeakKeyDictionary[Plan, tuple[Incidence, Incidence]] = WeakKeyDictionary()
+
+
+def _sides(plan: Plan) -> tuple[Incidence, Incidence]:
+    if isinstance(plan, ScatterPlan):
+        return plan.into, plan.out_of
+    if plan not in _made:
+        _made[plan] = _incidences(plan)
+    return _made[plan]
+
+
 def lin_in(state: Tensor, values: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
-    """:func:`gsnn.kernels.bucketed.lin_in` over a :class:`ScatterPlan`."""
-    assert isinstance(plan, ScatterPlan)
-    channels = spread(state, values, plan.into)
+    """:func:`gsnn.kernels.bucketed.lin_in` by sums of messages."""
+    channels = spread(state, values, _sides(plan)[0])
     return channels if bias is None else channels + plan.to_nodes(bias.view(plan.n_nodes, -1, 1))
 
 
@@ -233,9 +271,8 @@ def lin_out(
     residual: Tensor | None,
     plan: Plan,
 ) -> Tensor:
-    """:func:`gsnn.kernels.bucketed.lin_out` over a :class:`ScatterPlan`."""
-    assert isinstance(plan, ScatterPlan)
-    result = collect(channels, values, plan.out_of)
+    """:func:`gsnn.kernels.bucketed.lin_out` by sums of messages."""
+    result = collect(channels, values, _sides(plan)[1])
     if bias is not None:  # rows without an edge stay zero
         result = result + torch.cat([bias, bias.new_zeros(1)]).index_select(0, plan.edge_of_row).unsqueeze(1)
     return result if state is None or residual is None else result + residual.relu() * state
