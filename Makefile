@@ -6,11 +6,13 @@ STAMP := $(VENV)/.installed
 # The oldest Python that is supported, for the oldest versions of the dependencies.
 OLDEST_PYTHON ?= python3.10
 OLDEST := .venv-oldest
+# The newest version of every dependency, whatever it is on the day, but for the build of PyTorch.
+NEWEST := .venv-newest
 # What PyTorch 2.4 says of its own code.
 OLDEST_WARNINGS := -W 'ignore:You are using `torch.load` with:FutureWarning' \
 	-W 'ignore:`torch.cpu.amp.autocast(:FutureWarning'
 
-.PHONY: demo test oldest scatter lint tutorials docs mutation kills sanitize bench wheel clean
+.PHONY: demo test oldest newest coverage scatter lint tutorials docs mutation kills sanitize bench wheel clean
 
 $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard gsnn/kernels/csrc/*.[ch])
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +32,18 @@ $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt setup.py $(wildcard 
 	$(OLDEST_PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/pip install -q -c constraints-oldest.txt -e '.[dev]'
 	touch $@
+
+newest:  ## the tests with the newest version of every dependency, looked for anew each time
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/pip install -q -U --upgrade-strategy eager -c constraints.txt -e '.[dev]'
+	$(NEWEST)/bin/pip list --format freeze
+	$(NEWEST)/bin/python -m pytest -n auto
+
+coverage: $(STAMP)  ## which lines and branches of gsnn/ the tests run; fails below 95%
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n auto
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report --fail-under 95
 
 wheel: $(STAMP)  ## dist/: a wheel for this platform, and the source distribution
 	$(BIN)/pip install -q build
@@ -85,4 +99,4 @@ bench: $(STAMP)
 	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
 
 clean:
-	rm -rf $(VENV) $(OLDEST) build dist demo_out docs/_build docs/_generated
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) build dist demo_out docs/_build docs/_generated
