@@ -5,6 +5,7 @@ Every recipe is plain numbers, so that it can be printed, hashed and stamped on 
 
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,16 @@ from gsnn.models.GSNN import GSNN
 from gsnn.simulate.scenarios import converging_tiers, random_signed_dag
 
 DATA = Path(os.environ.get("GSNN_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def at_hand(folders: Mapping[str, str | None]) -> list[str]:
+    """The names whose folder of :data:`DATA` is there, or that need none; says which are skipped."""
+    found = [name for name, folder in folders.items() if folder is None or (DATA / folder).is_dir()]
+    for name in folders.keys() - set(found):
+        print(f"skipped {name}: no folder {DATA / str(folders[name])}; GSNN_DATA says where the data are")
+    return found
+
+
 Edge = tuple[str, str]
 
 POST_HOC = {

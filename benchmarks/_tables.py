@@ -1,6 +1,6 @@
 """From scores to numbers, from numbers to rows, from rows to means with intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -69,6 +69,17 @@ def summary_of(table: pd.DataFrame) -> pd.DataFrame:
         row = {"scenario": scenario, "method": method, "metric": metric, "n_seeds": len(values)}
         rows.append({**row, "mean": values.mean(), "low": low, "high": high})
     return pd.DataFrame(rows)
+
+
+def means(part: pd.DataFrame, names: Iterable[str], digits: str = ".3f") -> str:
+    """``name mean [low, high]`` of every column that has a value, with the interval of the mean."""
+    said = []
+    for name in names:
+        values = part[name].dropna().to_numpy(dtype=float)
+        if len(values):
+            low, high = interval(values)
+            said.append(f"{name} {values.mean():{digits}} [{low:{digits}}, {high:{digits}}]")
+    return ", ".join(said)
 
 
 def interval(values: np.ndarray, level: float = 0.95, resamples: int = 10_000) -> tuple[float, float]:

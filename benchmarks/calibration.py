@@ -17,7 +17,7 @@ import networkx as nx
 import numpy as np
 from _script import parser_for, rows_of, save, seeds_of
 from _stamp import command_line
-from _tables import interval
+from _tables import means
 from repair import LAYERS, scenario
 
 from gsnn.data.dataset import RowDataset
@@ -84,14 +84,8 @@ def main() -> None:
     cells = product(args.scenarios, seeds_of(args), args.graphs, args.samples, args.noise)
     rows = rows_of(one, cells, args.jobs)
     for key, part in rows.groupby(["graph", "scenario", "samples", "noise"], sort=False):
-        said = [f"any verified in {part['any'].sum()} of {len(part)} runs"]
-        if key[0] == "partial":
-            for name in ("verified", "power_true", "coverage", "set_size"):
-                values = part[name].dropna().to_numpy(dtype=float)
-                if len(values):
-                    low, high = interval(values)
-                    said.append(f"{name} {values.mean():.2f} [{low:.2f}, {high:.2f}]")
-        print(*key, "; ".join(said))
+        found = ("verified", "power_true", "coverage", "set_size") if key[0] == "partial" else ()
+        print(*key, f"any verified in {part['any'].sum()} of {len(part)} runs;", means(part, found, ".2f"))
     save(rows, args.out, 5, threads=1)
 
 

@@ -25,7 +25,7 @@ import networkx as nx
 import numpy as np
 import pandas as pd
 import torch
-from _scenarios import DATA
+from _scenarios import DATA, at_hand
 from _script import parser_for, rows_of, save, seeds_of
 from _stamp import command_line
 from _tables import interval
@@ -189,12 +189,10 @@ def main() -> None:
         "--overcomplete", type=int, default=1, help="for how many seeds every pair is trained"
     )
     args = command_line(parser)
-    present = [name for name in args.sets if (DATA / name).is_dir()]
-    for name in set(args.sets) - set(present):
-        print(f"skipped {name}: no folder {DATA / name}; GSNN_DATA says where the data are")
-    if not present:
+    names = at_hand({name: name for name in args.sets})
+    if not names:
         return
-    cells = [(name, seed, k < args.overcomplete) for name in present for k, seed in enumerate(seeds_of(args))]
+    cells = [(name, seed, k < args.overcomplete) for name in names for k, seed in enumerate(seeds_of(args))]
     table = rows_of(one, cells, args.jobs)
     wide = table.pivot_table(index=["data", "seed"], columns=["by", "budget"], values="r2")
     for name, part in wide.groupby(level="data"):

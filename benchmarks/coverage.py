@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from _scenarios import DATA
+from _scenarios import DATA, at_hand
 from _script import parser_for, rows_of, save, seeds_of
 from _stamp import command_line
 from real_data import SETS
@@ -66,12 +66,10 @@ def main() -> None:
     parser = parser_for(__doc__, OUT, seeds=3)
     parser.add_argument("--members", type=int, default=2, help="networks on each inner training set")
     args = command_line(parser)
-    present = [name for name in SETS if (DATA / name).is_dir()]
-    for name in set(SETS) - set(present):
-        print(f"skipped {name}: no folder {DATA / name}; GSNN_DATA says where the data are")
-    if not present:
+    names = at_hand({name: name for name in SETS})
+    if not names:
         return
-    cells = [(name, args.members, seed) for name in present for seed in seeds_of(args)]
+    cells = [(name, args.members, seed) for name in names for seed in seeds_of(args)]
     table = rows_of(one, cells, args.jobs)
     summary = table.groupby(["data", "method"], sort=False)[["coverage", "low_output", "width", "r2"]]
     print(summary.mean().round(3).to_string())

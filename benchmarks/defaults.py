@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from _scenarios import DATA, at_hand
 from _stamp import command_line, stamp
 from joblib import Parallel, delayed
 from sklearn.model_selection import GroupKFold, KFold, RandomizedSearchCV
@@ -34,7 +35,6 @@ from gsnn.graph import GraphWarning
 from gsnn.io import replacing
 from gsnn.stats.baselines import baseline, r2
 
-DATA = Path(os.environ.get("GSNN_DATA", Path(__file__).parents[2] / "shared" / "data"))
 OUT = Path(__file__).parent / "results" / "defaults.csv"
 FOLDERS = {
     "toy_mmb": "toy_mmb",
@@ -152,12 +152,10 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, default=OUT)
     args = command_line(parser)
-    present = [name for name in args.sets if (DATA / FOLDERS[name]).is_dir()]
-    for name in set(args.sets) - set(present):
-        print(f"skipped {name}: no folder {DATA / FOLDERS[name]}; GSNN_DATA says where the data are")
-    if not present:
+    names = at_hand({name: FOLDERS[name] for name in args.sets})
+    if not names:
         return
-    cells = [(n, m, seed) for n in present for m in args.methods for seed in range(args.seeds)]
+    cells = [(n, m, seed) for n in names for m in args.methods for seed in range(args.seeds)]
     rows = Parallel(n_jobs=args.jobs)(delayed(one)(*cell, args.folds, args.candidates) for cell in cells)
     table = pd.DataFrame(rows)
     shown = table.groupby(["data", "method"], sort=False)[["r2", "r2_median", "seconds"]]

@@ -24,10 +24,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _scenarios import DATA
+from _scenarios import DATA, at_hand
 from _script import parser_for, rows_of, save, seeds_of
 from _stamp import command_line
-from _tables import interval
+from _tables import means
 
 from gsnn.app.settings import Options, new_model, settle
 from gsnn.data.tables import load_data
@@ -149,18 +149,10 @@ def main() -> None:
     parser = parser_for(__doc__, OUT, seeds=20)
     parser.add_argument("--data", nargs="+", default=["planted", "cno_hepatocyte5"])
     args = command_line(parser)
-    present = [name for name in args.data if name == "planted" or (DATA / name).is_dir()]
-    for name in set(args.data) - set(present):
-        print(f"skipped {name}: no folder {DATA / name}; GSNN_DATA says where the data are")
-    table = rows_of(one, [(name, seed) for name in present for seed in seeds_of(args)], args.jobs)
+    names = at_hand({name: None if name == "planted" else name for name in args.data})
+    table = rows_of(one, [(name, seed) for name in names for seed in seeds_of(args)], args.jobs)
     for key, part in table.groupby(["data", "what", "weights"], sort=False):
-        said = []
-        for name in part.columns[4:]:
-            values = part[name].dropna().to_numpy(dtype=float)
-            if len(values):
-                low, high = interval(values)
-                said.append(f"{name} {values.mean():.3g} [{low:.3g}, {high:.3g}]")
-        print(*key, ", ".join(said))
+        print(*key, means(part, part.columns[4:], ".3g"))
     save(table, args.out, 5, threads=1)
 
 

@@ -15,10 +15,10 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from _scenarios import DATA
+from _scenarios import DATA, at_hand
 from _script import parser_for, rows_of, save, seeds_of
 from _stamp import command_line
-from _tables import interval
+from _tables import means
 
 from gsnn.data.dataset import RowDataset
 from gsnn.data.tables import load_data
@@ -105,17 +105,11 @@ def main() -> None:
     parser.add_argument("--scenarios", nargs="+", default=list(LAYERS), choices=list(LAYERS))
     parser.add_argument("--edges", nargs="+", default=list(KINDS), choices=list(KINDS))
     args = command_line(parser)
-    present = [name for name in args.scenarios if name != "cno_hepatocyte5" or (DATA / name).is_dir()]
-    for name in set(args.scenarios) - set(present):
-        print(f"skipped {name}: no folder {DATA / name}; GSNN_DATA says where the data are")
-    cells = [(name, kind, seed) for name in present for kind in args.edges for seed in seeds_of(args)]
+    names = at_hand({name: name if name == "cno_hepatocyte5" else None for name in args.scenarios})
+    cells = [(name, kind, seed) for name in names for kind in args.edges for seed in seeds_of(args)]
     rows = rows_of(one, cells, args.jobs)
     for key, part in rows.groupby(["scenario", "edges", "method"], sort=False):
-        said = []
-        for metric in METRICS:
-            low, high = interval(part[metric].to_numpy())
-            said.append(f"{metric} {part[metric].mean():.3f} [{low:.3f}, {high:.3f}]")
-        print(*key, ", ".join(said))
+        print(*key, means(part, METRICS))
     save(rows, args.out, 5, threads=1)
 
 

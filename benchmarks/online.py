@@ -20,7 +20,7 @@ import torch
 from _scenarios import network, standardized
 from _script import parser_for, rows_of, save, seeds_of
 from _stamp import command_line
-from _tables import interval
+from _tables import means
 from torch.utils.data import DataLoader, TensorDataset
 
 from gsnn.models.GSNN import GSNN
@@ -154,10 +154,7 @@ def main() -> None:
     with pd.option_context("display.width", 250, "display.max_columns", None):
         print(summary.round(3).to_string())
     for method, part in rows.groupby("method"):
-        for name in ("auc", "mrr"):
-            values = part[name].to_numpy()
-            low, high = interval(values)
-            print(f"{method:>22} {name}: {values.mean():.3f}, bootstrap 95% interval {low:.3f} to {high:.3f}")
+        print(f"{method:>22}", means(part, ("auc", "mrr")))
     save(rows, args.out, 6, threads=1, **SETTINGS)
     measured = cost()
     print(", ".join(f"{name} {ms:.2f} ms" for name, ms in measured.items()), end="; ")

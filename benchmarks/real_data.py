@@ -15,7 +15,7 @@ import warnings
 from dataclasses import asdict
 from pathlib import Path
 
-from _scenarios import DATA
+from _scenarios import DATA, at_hand
 from _script import parser_for, rows_of, save, seeds_of
 from _stamp import command_line
 
@@ -45,12 +45,10 @@ def one(name: str, setting: str, seed: int) -> dict:
 
 def main() -> None:
     args = command_line(parser_for(__doc__, OUT, seeds=5))
-    present = [name for name in SETS if (DATA / name).is_dir()]
-    for name in set(SETS) - set(present):
-        print(f"skipped {name}: no folder {DATA / name}; GSNN_DATA says where the data are")
-    if not present:
+    names = at_hand({name: name for name in SETS})
+    if not names:
         return
-    cells = [(n, s, seed) for n in present for s in SETTINGS for seed in seeds_of(args)]
+    cells = [(n, s, seed) for n in names for s in SETTINGS for seed in seeds_of(args)]
     table = rows_of(one, cells, args.jobs)
     summary = table.groupby(["data", "setting"], sort=False)[["ridge", "mlp", "gsnn"]]
     print(summary.agg(["mean", "min", "max"]).round(3).to_string())

@@ -17,7 +17,7 @@ from pathlib import Path
 import networkx as nx
 import numpy as np
 import torch
-from _scenarios import DATA
+from _scenarios import DATA, at_hand
 from _script import parser_for, rows_of, save, seeds_of
 from _stamp import command_line
 from _tables import interval
@@ -156,10 +156,8 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", default=["dag", REAL], choices=["dag", REAL])
     parser.add_argument("--epochs", type=int, help="of the real set; by default those of gsnn run")
     args = command_line(parser)
-    present = [name for name in args.data if name == "dag" or (DATA / name).is_dir()]
-    for name in set(args.data) - set(present):
-        print(f"skipped {name}: no folder {DATA / name}; GSNN_DATA says where the data are")
-    cells = [(name, seed, args.epochs) for name in present for seed in seeds_of(args)]
+    names = at_hand({name: None if name == "dag" else name for name in args.data})
+    cells = [(name, seed, args.epochs) for name in names for seed in seeds_of(args)]
     table = rows_of(one, cells, args.jobs)
     for key, part in table.groupby(["data", "samples", "setting"], sort=False):
         low, high = interval(part["r2"].to_numpy())
