@@ -44,6 +44,7 @@ MODULE_ARROWS = {
     "optim.complete": BUILDERS,
     "optim.cross_validation": BUILDERS,
     "optim.verify": BUILDERS,
+    "optim._linearised": BUILDERS,  # of verify
     "train.side_by_side": {"models"},
     "train._lots": {"models"},
     "train.uncertainty": {"models", "stats"},  # makes its networks, and intervals of their errors

@@ -1,5 +1,7 @@
 """verify: the linearised gain against a dense least-squares problem, and what is and is not verified."""
 
+import copy
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +13,7 @@ import gsnn
 from gsnn.graph import EDGE_TYPES
 from gsnn.models.GSNN import GSNN
 from gsnn.optim import verify as module
+from gsnn.optim._linearised import _RIDGES, Linearised
 from gsnn.optim.staging import CompletionSettings, Samples, squared_errors
 from gsnn.optim.verify import verify
 from gsnn.stats.significance import benjamini_hochberg
@@ -49,6 +52,33 @@ def test_the_missing_edge_is_verified_and_no_other(table):
     assert table.placebo_gain.notna().all()
 
 
+def test_really_training_each_edge_agrees(lacking, table):
+    found = verify(lacking, graph(), CANDIDATES, *data(300, seed=5), how="trained")
+    assert list(found.columns) == list(table.columns)
+    assert found.verified.tolist() == [True] + [False] * 5
+    assert found.gain[0] == pytest.approx(table.gain[0], abs=0.1)
+    assert found.placebo_gain.notna().all() and (found.alternatives.map(len) == 0).all()
+
+
+def test_a_trained_edge_is_judged_against_a_network_trained_as_long(lacking):
+    """Written out for one edge: both networks by `fit` on one half, squared errors on the other."""
+    x, y = data(80, seed=6)
+    found = verify(lacking, graph(), [("f2", "f3")], x, y, how="trained", seed=3)
+    samples = Samples.of(lacking, x, y)
+    rng = np.random.default_rng(3)
+    part = module._parts(samples, np.arange(80), 2, rng, list(graph().node_names_dict["output"]))
+    lost = np.zeros((2, 80))
+    for k in range(2):
+        rows = np.flatnonzero(part != k)
+        grown = lacking.grown([("f2", "f3")], seed=3 + k)
+        for at, model in enumerate((copy.deepcopy(lacking), grown)):
+            options = {"lr": 1e-3, "weight_decay": 1e-2, "standardize": lacking.scaling, "seed": 3 + k}
+            fit(model, samples.x[rows], samples.y[rows], epochs=300, batch_size=64, verbose=False, **options)
+            error = squared_errors(model, samples.scaled(lacking.scaling)).nansum(1).numpy()
+            lost[at, part == k] = error[part == k]
+    assert found.gain[0] == pytest.approx(1 - lost[1].sum() / lost[0].sum(), rel=1e-3)
+
+
 def test_what_would_do_in_its_place_is_said(table):
     assert ("f5", "f3") in table.alternatives[0]  # f2 -> f5 carries the same signal on
     assert ("f1", "f3") not in table.alternatives[0]
@@ -71,7 +101,7 @@ def test_gain_is_that_of_the_closed_form(lacking):
     samples = Samples.of(model, x, y)
     samples = Samples(samples.x.double(), samples.y.double(), samples.rows)
     fitting = np.arange(60) < 40
-    linear = module._Linearised(model, samples, fitting, FUNCTIONS, [3])
+    linear = Linearised(model, samples, fitting, FUNCTIONS, [3])
     one = linear.h[:, :, 2]
     # J (n, P, N_out, C) by differences: a bias of z_3 in one layer moved a little.
     scaled = samples.scaled(model.scaling)
@@ -93,7 +123,7 @@ def test_gain_is_that_of_the_closed_form(lacking):
     size = np.mean((X**2).sum(0))
     candidates = [
         design @ torch.tensor(np.linalg.solve(X.T @ X + k * size * np.eye(X.shape[1]), X.T @ r))
-        for k in module._RIDGES
+        for k in _RIDGES
     ]
     assert min(float((fitted - c).abs().max() / c.abs().max()) for c in candidates) < 1e-8
     np.testing.assert_allclose(linear.before(3), residual.square().sum(1))
@@ -179,6 +209,7 @@ def test_the_model_is_not_changed(lacking):
         ({"edges": [("f0", "g")]}, ValueError, "edges must name function nodes, got 1 unknown: 'g'"),
         ({"margin": -0.1}, ValueError, "margin must be in \\[0, 1\\), got -0.1"),
         ({"alpha": 1}, ValueError, "alpha must be in \\[0, 1\\), got 1"),
+        ({"how": "both"}, ValueError, "how must be one of 'linear', 'trained', got 'both'"),
         ({"folds": 1}, ValueError, "folds must be an int of at least 2, got 1"),
         ({"folds": 40}, ValueError, "at least 10 samples a fold, 400, got 300"),
         ({"graph": graph([(0, 1)])}, ValueError, r"edges of the model only, got 1 others: \('f0', 'f1'\)"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -18,29 +18,29 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from gsnn._checks import whole, within
-from gsnn._modes import evaluation_mode
+from gsnn._checks import one_of, whole, within
 from gsnn._text import some_names
 from gsnn.data.scaling import scaling_of
 from gsnn.graph.container import as_graph
 from gsnn.models.GSNN import GSNN
+from gsnn.optim._linearised import Linearised
 from gsnn.optim.candidates import named_pairs
 from gsnn.optim.edge_table import KeptEdges, check_missing
-from gsnn.optim.layer_captures import LayerCaptures
-from gsnn.optim.staging import Samples, reduced
+from gsnn.optim.staging import Samples, reduced, squared_errors
 from gsnn.stats.significance import benjamini_hochberg
-from gsnn.train.loop import fit
+from gsnn.train.side_by_side import fit_side_by_side
 
 if TYPE_CHECKING:
     import pandas as pd
 
+How = Literal["linear", "trained"]
+HOWS: tuple[How, ...] = get_args(How)
+
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 _SETTLING = {"steps": 300, "lr": 1e-3, "weight_decay": 1e-2, "batch_size": 64}
-_RIDGES = (0.03, 0.3, 3.0, 30.0)  # of the mean of the diagonal; 0 effect competes with them
 _PLACEBOS = 3  # random sources of each target
 _RIVALS = 12  # sources of a target that are looked at as alternatives, by their first-order effect
-_BATCH = 256
 
 
 def verify(
@@ -54,6 +54,7 @@ def verify(
     alpha: float = 0.05,
     folds: int = 2,
     groups: Any = None,
+    how: How = "linear",
     seed: int = 0,
 ) -> pd.DataFrame:
     """Test each candidate edge on samples that had no part in choosing it.
@@ -77,6 +78,10 @@ def verify(
         groups: one label a sample, in the order of x, or None. Samples of one label stay in one part, and
             tests and intervals are over groups, not over samples, as those of one label are no independent
             draws.
+        how: 'linear', the effect of an edge fitted in closed form to the settled network; or 'trained', as a
+            check: for each candidate and placebo a network with that edge is trained on as long as the one
+            without it. That is much slower, calls more edges useful that are not, and looks for no
+            alternatives.
         seed: of the parts, the batches and the placebos.
 
     Returns:
@@ -104,7 +109,7 @@ def verify(
     graph = as_graph(graph, warn=False)
     kept = KeptEdges.of(graph)
     pairs = check_missing(named_pairs(edges, "edges"), kept, "edges")
-    _check_options(margin, alpha, folds, seed)
+    _check_options(margin, alpha, folds, how, seed)
     base = reduced(model, graph)
     samples = Samples.of(base, x, y)
     n = len(samples)
@@ -118,12 +123,14 @@ def verify(
     part = _parts(samples, units, folds, rng, graph.node_names_dict["output"])
     placebos = {t: _placebos(t, wanted, kept, rng) for t in targets}
 
-    parts = [
-        _Linearised(
-            _settled(base, samples.take(part != k), seed + k), samples, part != k, kept.names, targets
-        )
-        for k in range(folds)
-    ]
+    tried = [*wanted, *((u, t) for t in targets for u in placebos[t])]
+    parts: list[Linearised | _Trained] = []
+    for k in range(folds):
+        if how == "trained":
+            parts.append(_Trained(base, samples, part != k, kept.names, tried, seed + k))
+        else:
+            (settled,) = _settled([base], samples.take(part != k), seed + k)
+            parts.append(Linearised(settled, samples, part != k, kept.names, targets))
     judge = _Judge(parts, part, units)
 
     rows = []
@@ -144,10 +151,11 @@ def verify(
     return table
 
 
-def _check_options(margin: Any, alpha: Any, folds: Any, seed: Any) -> None:
+def _check_options(margin: Any, alpha: Any, folds: Any, how: Any, seed: Any) -> None:
     within("margin", margin, "[0, 1)")
     within("alpha", alpha, "[0, 1)")
     whole("folds", folds, at_least=2)
+    one_of("how", how, HOWS)
     whole("seed", seed, at_least=0)
 
 
@@ -181,140 +189,57 @@ def _parts(
     )
 
 
-def _settled(model: GSNN, samples: Samples, seed: int) -> GSNN:
-    """A copy trained on with a learning rate that falls to 0, in the units that the model has."""
-    model = copy.deepcopy(model)
+def _settled(models: Sequence[GSNN], samples: Samples, seed: int) -> list[GSNN]:
+    """Copies trained on with a learning rate that falls to 0, in the units that the models have."""
+    models = [copy.deepcopy(model) for model in models]
     steps = math.ceil(len(samples) / int(_SETTLING["batch_size"]))
-    fit(
-        model,
-        samples.x,
-        samples.y,
+    fit_side_by_side(
+        models,
+        [(samples.x, samples.y)] * len(models),
+        seeds=[seed] * len(models),
         epochs=math.ceil(_SETTLING["steps"] / steps),
         batch_size=int(_SETTLING["batch_size"]),
         lr=_SETTLING["lr"],
         weight_decay=_SETTLING["weight_decay"],
-        standardize=scaling_of(model) or False,
-        seed=seed,
+        standardize=scaling_of(models[0]) or False,
         verbose=False,
     )
-    return model
+    return models
 
 
-class _Linearised:
-    """A settled network as a linear function of the weights of edges that it lacks.
-
-    With h (n, P, D) the signals of the sources and J (n, P, N_out, C) the derivative of the outputs with
-    respect to z_j of each pair's second layer, weights W (P, D, C) change the prediction by sum_p J_p (W_p'
-    h_p). They are fitted by ridge regression to the residuals that are left once biases of z_j are fitted in
-    the same way, on the samples `fitting`; the ridge is chosen between the two halves of these.
-    """
+class _Trained:
+    """As `Linearised`, but each edge is really trained: networks with one of them each, settled alike."""
 
     def __init__(
-        self, model: GSNN, samples: Samples, fitting: Any, names: Sequence[str], targets: Sequence[int]
+        self,
+        model: GSNN,
+        samples: Samples,
+        fitting: Any,
+        names: Sequence[str],
+        edges: Sequence[tuple[int, int]],
+        seed: int,
     ) -> None:
+        trials = [model.grown([(names[s], names[t])], seed=seed) for s, t in edges]
         scaling = scaling_of(model)
-        samples = samples if scaling is None else samples.scaled(scaling)
-        self.fitting = torch.as_tensor(fitting)
-        self.half = self.fitting & (self.fitting.cumsum(0) % 2 == 0)
-        self._read(model, samples, names, targets)
-        self._left: dict[int, Tensor] = {}  # residuals after the biases
-        self._products: dict[int, Tensor] = {}
-
-    def _read(self, model: GSNN, samples: Samples, names: Sequence[str], targets: Sequence[int]) -> None:
-        captures, param = LayerCaptures(model, names), next(model.parameters())
-        h, left, slopes = [], [], []
-        with evaluation_mode(model), captures.recording(), torch.enable_grad():
-            for x, y in zip(samples.x.split(_BATCH), samples.y.split(_BATCH), strict=True):
-                prediction = model(x.to(param).requires_grad_())
-                z = captures.tensors()[1:]
-                after = [t.detach() for t in captures.activations()[:-1]]
-                h.append(torch.stack([captures.by_node(t).double() for t in after], 1).cpu())
-                measured = ~y.isnan()
-                left.append(torch.where(measured, y - prediction.detach().cpu(), 0.0).double())
-                rows = []
-                for k in range(prediction.shape[1]):
-                    grads = torch.autograd.grad(
-                        prediction[:, k].sum(), z, retain_graph=True, allow_unused=True
-                    )
-                    full = [torch.zeros_like(t) if g is None else g for g, t in zip(grads, z, strict=True)]
-                    of_targets = torch.stack([captures.by_node(g)[:, list(targets)] for g in full], 1)
-                    rows.append(of_targets.double().cpu() * measured[:, k, None, None, None])
-                slopes.append(torch.stack(rows, 3))  # (B, P, T, N_out, C)
-        self.residual = torch.cat(left)
-        self.slopes = dict(zip(targets, torch.cat(slopes).unbind(2), strict=True))  # (n, P, N_out, C)
-        signals = torch.cat(h)  # (n, P, N, C)
-        signals = signals - signals[self.fitting].mean(0)
-        own = signals[self.fitting].permute(1, 2, 3, 0)
-        w, v = torch.linalg.eigh(own @ own.mT / own.shape[-1])
-        scale = torch.where(w > 1e-6 * w[..., -1:].clamp(min=1e-12), w.clamp(min=1e-300).rsqrt(), 0.0)
-        self.h = torch.einsum("npic,picd->npid", signals, v * scale[..., None, :])
+        settled = _settled([model, *trials], samples.take(fitting), seed)
+        scaled = samples if scaling is None else samples.scaled(scaling)
+        self._before, *after = (squared_errors(own, scaled).nansum(1) for own in settled)
+        self._after = dict(zip(edges, after, strict=True))
 
     def before(self, target: int) -> Tensor:
-        """(n,): each sample's squared error once the biases of the target are fitted."""
-        return self._residual(target).square().sum(1)
+        """(n,): each sample's squared error without a new edge, whatever its target."""
+        return self._before
 
     def after(self, source: int, target: int) -> Tensor:
-        """(n,): the same once the edge is fitted too."""
-        left = self._residual(target)
-        return (left - self._fitted(self.h[:, :, source], target, left)).square().sum(1)
-
-    def steepness(self, target: int) -> Tensor:
-        """(N,): size of the first-order effect of an edge from each source, on the samples fitted to."""
-        pull = torch.einsum("npoc,no->npc", self.slopes[target], self._residual(target))[self.fitting]
-        return torch.einsum("npid,npc->ipdc", self.h[self.fitting], pull).square().sum((1, 2, 3))
-
-    def _residual(self, target: int) -> Tensor:
-        if target not in self._left:
-            ones = self.h.new_ones(*self.h.shape[:2], 1)
-            self._left[target] = self.residual - self._fitted(ones, target, self.residual)
-        return self._left[target]
-
-    def _fitted(self, h: Tensor, target: int, left: Tensor) -> Tensor:
-        """(n, N_out): what weights of the signals h (n, P, D) add to the prediction."""
-        slopes = self.slopes[target]
-        if target not in self._products:
-            self._products.clear()  # those of one target at a time: they are large
-            self._products[target] = torch.einsum("npoc,nqod->pqncd", slopes, slopes)
-        pull = torch.einsum("npoc,no->npc", slopes, left)
-        pairs, d, c = h.shape[1], h.shape[2], slopes.shape[3]
-
-        def normal(rows: Tensor) -> tuple[Tensor, Tensor]:
-            part = h[rows]
-            signals = torch.einsum("npa,nqb->pqnab", part, part).flatten(3)  # (P, P, n, D D)
-            gram = signals.mT @ self._products[target][:, :, rows].flatten(3)  # (P, P, D D, C C)
-            gram = gram.unflatten(3, (c, c)).unflatten(2, (d, d)).permute(0, 2, 4, 1, 3, 5)
-            right = torch.einsum("npa,npc->pac", part, pull[rows])
-            return gram.reshape(pairs * d * c, -1), right.reshape(-1)
-
-        one, other = normal(self.half), normal(self.fitting & ~self.half)
-        size = float((one[0] + other[0]).diagonal().mean())
-        if not size > 0:
-            return torch.zeros_like(left)
-        best, ridge = 0.0, None
-        for factor in _RIDGES:
-            change = 0.0
-            for (gram, right), (its_gram, its_right) in ((one, other), (other, one)):
-                weights = _ridge(gram, right, factor * size / 2)
-                change += float(weights @ (its_gram @ weights) - 2 * weights @ its_right)
-            if change < best:
-                best, ridge = change, factor
-        if ridge is None:  # no effect predicts the other half better than any
-            return torch.zeros_like(left)
-        weights = _ridge(one[0] + other[0], one[1] + other[1], ridge * size).view(pairs, d, c)
-        return torch.einsum("npoc,npc->no", slopes, torch.einsum("npa,pac->npc", h, weights))
-
-
-def _ridge(gram: Tensor, right: Tensor, ridge: float) -> Tensor:
-    gram = gram.clone()
-    gram.diagonal().add_(ridge)
-    return torch.cholesky_solve(right[:, None], torch.linalg.cholesky(gram))[:, 0]
+        """(n,): the same with the edge."""
+        return self._after[source, target]
 
 
 class _Judge:
     """Gains of edges, each sample's by the network that was settled without it, summed over its unit."""
 
     def __init__(
-        self, parts: Sequence[_Linearised], part: NDArray[np.int64], units: NDArray[np.int64]
+        self, parts: Sequence[Linearised | _Trained], part: NDArray[np.int64], units: NDArray[np.int64]
     ) -> None:
         self.parts, self.part, self.units = parts, part, units
         self._gains: dict[tuple[int, int], Array] = {}
@@ -332,8 +257,11 @@ class _Judge:
         return self._gains[edge]
 
     def alternatives(self, source: int, target: int, parents: Sequence[int]) -> list[int]:
-        """Sources that do as well as `source`, best first."""
-        steep = torch.stack([fitted.steepness(target) for fitted in self.parts]).mean(0)
+        """Sources that do as well as `source`, best first; none where edges were really trained."""
+        linear = [fitted for fitted in self.parts if isinstance(fitted, Linearised)]
+        if not linear:
+            return []
+        steep = torch.stack([fitted.steepness(target) for fitted in linear]).mean(0)
         taken = {source, target, *parents}
         others = [i for i in steep.argsort(descending=True).tolist() if i not in taken]
         found = []
