@@ -55,6 +55,18 @@ def test_complete_then_verify(folder):
     assert done.exit_code == 2 and "is not empty" in done.stderr
 
 
+def test_an_interruption_of_complete_names_no_option_that_it_lacks(folder, monkeypatch):
+    def interrupted(*args, checkpoint_path, **kwargs):
+        checkpoint_path.touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gsnn.optim.complete.complete", interrupted)
+    tables = ["--edges", folder / "edges.tsv", "--x", folder / "X.tsv", "--y", folder / "Y.tsv"]
+    done = typed("complete", *tables, "--out", folder / "stopped")
+    left = f"the same command goes on from {folder}/stopped/.checkpoint, without it, it begins anew"
+    assert (done.exit_code, done.stderr) == (130, f"interrupted; {left}\n")
+
+
 def test_what_the_user_can_put_right(folder):
     tables = ["--edges", folder / "edges.tsv", "--x", folder / "X.tsv", "--y", folder / "Y.tsv"]
     done = typed("complete", *tables, "--out", folder / "o", "--budget", "many")

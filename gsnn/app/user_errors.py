@@ -14,7 +14,7 @@ import typer
 def user_errors(out: Path | None = None) -> Iterator[None]:
     """What a user can put right ends with one line and exit code 2, warnings are one line each.
 
-    An interruption (Ctrl-C) ends with code 130 and one line, which says how to go on with a run in ``out``.
+    An interruption (Ctrl-C) ends with code 130 and one line, which says how to go on with what is in ``out``.
     """
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
@@ -29,7 +29,12 @@ def user_errors(out: Path | None = None) -> Iterator[None]:
             typer.echo(f"error: {err}", err=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            kept = out is not None and (out / ".checkpoint").exists()
-            how = f"; the same command goes on from {out}/.checkpoint, --fresh begins anew" if kept else ""
+            how = ""
+            if out is not None and (out / ".checkpoint").exists():
+                # A run has a folder of checkpoints and an option to clear it; `complete` has one file.
+                anew = (
+                    "--fresh begins anew" if (out / ".checkpoint").is_dir() else "without it, it begins anew"
+                )
+                how = f"; the same command goes on from {out}/.checkpoint, {anew}"
             typer.echo(f"interrupted{how}", err=True)
             raise typer.Exit(130) from None
