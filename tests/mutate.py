@@ -21,6 +21,7 @@ import ast
 import copy
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -36,7 +37,8 @@ from queue import Queue
 from mutated_modules import TESTS
 
 ROOT = Path(__file__).resolve().parents[1]
-TIME_LIMIT = 240.0  # seconds; a mutant that hangs is noticed
+# A mutant that hangs is noticed: after so many seconds of a processor, and so many times that by the clock.
+_FOR_ALL, _FOR_EACH_FILE, _BY_THE_CLOCK = 60, 30, 6
 _SHOWN = 70  # characters of a change
 
 _COMPARE = {
@@ -225,11 +227,13 @@ class Worker:
             target.write_text(original)
 
     def passes(self, files: list[str], show: bool = False) -> bool:
-        """Run test files in a forked process; False too where it runs out of time."""
+        """Run test files in a forked process; False too where they run out of time."""
+        limit = _FOR_ALL + _FOR_EACH_FILE * len(files)
         pid = os.fork()
         if pid == 0:
+            resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
             _run_tests(self.root, [name for name in files if (self.root / "tests" / name).exists()], show)
-        deadline = time.monotonic() + TIME_LIMIT
+        deadline = time.monotonic() + _BY_THE_CLOCK * limit
         while time.monotonic() < deadline:
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
