@@ -12,7 +12,7 @@ NEWEST := .venv-newest
 OLDEST_WARNINGS := -W 'ignore:You are using `torch.load` with:FutureWarning' \
 	-W 'ignore:`torch.cpu.amp.autocast(:FutureWarning'
 
-.PHONY: demo test oldest newest coverage scatter lint tutorials docs mutation kills sanitize bench wheel clean
+.PHONY: demo test oldest newest coverage scatter lint tutorials docs mutation kills sanitize fuzz bench wheel clean
 
 $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard gsnn/kernels/csrc/*.[ch])
 	$(PYTHON) -m venv $(VENV)
@@ -94,6 +94,16 @@ sanitize:  ## random networks through the compiled blocks under the address, und
 		-o $(SANITIZED)/threads -lm -lpthread
 	$(SANITIZED)/memory $(ROUNDS)
 	$(SANITIZED)/threads $(ROUNDS)
+
+FUZZ_SECONDS ?= 120
+fuzz: $(VENV)/.fuzz  ## tables, graphs, gene sets and model files by atheris; FUZZ_SECONDS=3600 for longer
+	mkdir -p build
+	cd build && PYTHONPATH=../tests $(abspath $(BIN))/python ../tests/fuzz_readers.py \
+		-max_total_time=$(FUZZ_SECONDS) -print_final_stats=1
+
+$(VENV)/.fuzz: $(STAMP)  # it is built for Linux and macOS only
+	$(BIN)/pip install -q atheris
+	touch $@
 
 bench: $(STAMP)
 	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done

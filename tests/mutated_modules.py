@@ -17,6 +17,7 @@ TESTS = {
     "gsnn/kernels/reference.py": [*NETWORK, "test_captures.py"],
     "gsnn/kernels/registry.py": NATIVE,
     "gsnn/kernels/scatter.py": ["test_scatter.py", "test_sparse.py", "test_gsnn.py"],
+    "gsnn/kernels/scatter_blocks.py": ["test_kernels.py", "test_scatter.py"],
     "gsnn/kernels/side_by_side.py": ["test_side_by_side.py", "test_fit_side_by_side.py"],
     "gsnn/kernels/stack.py": [*NETWORK, "test_native.py"],
     "gsnn/data/annotated.py": ["test_samples_in.py"],
