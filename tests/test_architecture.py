@@ -61,6 +61,7 @@ CORE = {
     "tqdm",
     "typer",
     "safetensors",
+    "tomli",  # the standard library's tomllib, for Python 3.10
 }
 # joblib comes with scikit-learn; the others are extras, imported where they are used.
 EXTRAS = {"anndata", "captum", "joblib", "zstandard", "torch_geometric", "torch_scatter"}

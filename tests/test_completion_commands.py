@@ -37,7 +37,7 @@ def test_complete_then_verify(folder):
     ((source, target),) = json.loads(done.stdout)["added"]
     assert target == "f3" and source in ("f2", "f5")
     written = {path.name for path in out.iterdir()}
-    assert written == {"edges.csv", "graph_completed.tsv", "model.safetensors"}
+    assert written == {"config.toml", "edges.csv", "graph_completed.tsv", "model.safetensors"}
     completed = pd.read_csv(out / "graph_completed.tsv", sep="\t")
     assert (completed[["source", "target"]] == [source, target]).all(axis=1).sum() == 1
     model = gsnn.load(out / "model.safetensors")

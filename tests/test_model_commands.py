@@ -1,8 +1,6 @@
 """gsnn predict, explain, check and simulate as a user types them."""
 
 import json
-import re
-import shlex
 
 import numpy as np
 import pandas as pd
@@ -10,15 +8,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from gsnn.app import model_commands
 from gsnn.app.cli import app
 from gsnn.app.demo import write_tables
 from gsnn.io import load, save
 from gsnn.models.GSNN import GSNN
 from gsnn.simulate.scenarios import converging_tiers
 from gsnn.train import fit, predict
-
-NAMES = ("predict", "explain", "check", "simulate")
 
 
 def invoke(*words):
@@ -40,16 +35,6 @@ def demo(tmp_path, monkeypatch):
     fit(model, x, y, epochs=2, standardize=True, seed=0, verbose=False)
     save(model, tmp_path / "demo_out" / "model.safetensors")
     return tmp_path
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_example_of_the_help_runs_as_printed(name, demo):
-    if name == "explain":
-        pytest.importorskip("captum")
-    (example,) = re.findall(r"Example: gsnn (.*)", getattr(model_commands, name).__doc__)
-    done = invoke(*shlex.split(example))
-    assert done.exit_code == 0, done.output
-    assert "Example" in invoke(name, "--help").output
 
 
 def test_predictions_are_those_of_the_model_by_name(demo):

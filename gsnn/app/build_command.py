@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gsnn.app.config import ConfigFile
 from gsnn.app.user_errors import user_errors
 
 
@@ -55,6 +56,7 @@ def build(
         str, typer.Option(help="split: members have a complex's interactions; keep: it is a node.")
     ] = "split",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of lines.")] = False,
+    config: ConfigFile = None,
 ) -> None:
     """Make the graph for gsnn run from a database: the paths from what is perturbed to what is measured.
 

@@ -5,6 +5,7 @@ Only what typer needs is imported here; the commands import the rest, so that ``
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -13,6 +14,7 @@ import typer
 
 import gsnn
 from gsnn.app import build_command, completion_commands, model_commands
+from gsnn.app.config import Command, ConfigFile
 from gsnn.app.user_errors import user_errors
 
 if TYPE_CHECKING:
@@ -20,11 +22,9 @@ if TYPE_CHECKING:
     from gsnn.app.workflow import Result
     from gsnn.models.norms import Norm
 
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+
+Json = Annotated[bool, typer.Option("--json", help="Print metrics.json as one line instead of a summary.")]
 
 
 def _version(wanted: bool) -> None:
@@ -45,7 +45,7 @@ def main(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
-@app.command()
+@app.command(cls=Command)
 def run(
     edges: Annotated[Path, typer.Option(help="Edge table: source, target[, sign][, etype]; tab-separated.")],
     x: Annotated[Path, typer.Option(help="Inputs: samples x input nodes, complete.")],
@@ -90,6 +90,8 @@ def run(
         bool, typer.Option("--fresh", help="Forget an interrupted run in --out instead of going on with it.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars, no summary.")] = False,
+    as_json: Json = False,
+    config: ConfigFile = None,
 ) -> None:
     """Train, compare with simple models by cross-validation, add the edges that would repair the prediction, and verify them.
 
@@ -98,6 +100,7 @@ def run(
     ranking.csv and figures/ to the folder --out. After an interruption the same command goes on from the last checkpoint.
 
     Example: gsnn run --edges demo_out/data/edges.tsv --x demo_out/data/X.tsv --y demo_out/data/Y.tsv --out results
+    Example: gsnn run --config results/config.toml --seed 1 --out again
     """  # noqa: E501 - its first line stands in the list of commands
     with user_errors(out):
         from gsnn.app import workflow
@@ -133,23 +136,29 @@ def run(
             target=target,
             sign=sign,
         )
-        told = None if quiet else _comparison
+        told = None if quiet or as_json else _comparison
         try:
             result = workflow.run(data, out, options, force=force, fresh=fresh, verbose=not quiet, told=told)
         except FinishedError as done:
             typer.echo(str(done), err=True)
+            if as_json:
+                _print_metrics(out)
             return
-    if not quiet:
+    if as_json:
+        _print_metrics(out)
+    elif not quiet:
         _summary(result, out, top)
 
 
-@app.command()
+@app.command(cls=Command)
 def demo(
     out: Annotated[
         Path, typer.Option(help="Folder for the results; an earlier demo there is replaced.")
     ] = Path("demo_out"),
     seed: Annotated[int, typer.Option(help="Fixes the simulated data and the run.")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+    as_json: Json = False,
+    config: ConfigFile = None,
 ) -> None:
     """The same job on simulated data whose missing edges are known.
 
@@ -161,9 +170,18 @@ def demo(
         from gsnn.app import demo as simulated
 
         options = replace(simulated.DEMO_OPTIONS, seed=seed)
-        found = simulated.demo(out, options, verbose=not quiet, told=_comparison)
+        found = simulated.demo(out, options, verbose=not quiet, told=None if as_json else _comparison)
+    if as_json:
+        _print_metrics(out, demo=found.counts())
+        return
     _summary(found.result, out, 5)
     typer.echo(f"\n{found.said()}")
+
+
+def _print_metrics(out: Path, **more: Any) -> None:
+    """The numbers of a run as one line of JSON, which has null where a number is not known."""
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    typer.echo(json.dumps({"out": str(out), **more, **metrics}))
 
 
 def _comparison(metrics: dict[str, Any]) -> None:
@@ -231,7 +249,7 @@ for command in (
     model_commands.check,
     model_commands.simulate,
 ):
-    app.command()(command)
+    app.command(cls=Command)(command)
 
 if __name__ == "__main__":
     app()

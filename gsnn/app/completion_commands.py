@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gsnn.app.config import ConfigFile
 from gsnn.app.user_errors import user_errors
 
 Edges = Annotated[Path, typer.Option(help="Edge table of the graph: source, target[, sign][, etype].")]
@@ -51,6 +52,7 @@ def complete(
     seed: Seed = 0,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
     as_json: Json = False,
+    config: ConfigFile = None,
 ) -> None:
     """Add the function -> function edges that the data ask for; writes edges.csv, graph_completed.tsv, model.safetensors.
 
@@ -127,6 +129,7 @@ def verify(
     sign: Sign = None,
     seed: Seed = 0,
     as_json: Json = False,
+    config: ConfigFile = None,
 ) -> None:
     """Test candidate edges on samples that had no part in choosing them or in training the model.
 

@@ -42,6 +42,12 @@ class Demo:
     alternatives: int
     among: int
 
+    def counts(self) -> dict[str, int]:
+        """The numbers by name."""
+        return {
+            name: getattr(self, name) for name in ("held_out", "verified", "found", "alternatives", "among")
+        }
+
     def said(self) -> str:
         """The outcome in two sentences."""
         r2 = self.result.metrics["r2"]

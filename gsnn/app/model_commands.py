@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gsnn.app.config import ConfigFile
 from gsnn.app.user_errors import user_errors
 
 ModelFile = Annotated[Path, typer.Option(help="A model that gsnn run or gsnn.save wrote.")]
@@ -25,6 +26,7 @@ def predict(
     out: Annotated[Path, typer.Option(help="Table to write: samples x output nodes; .csv, else tabs.")],
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default cpu.")] = None,
     as_json: Json = False,
+    config: ConfigFile = None,
 ) -> None:
     """Predict new samples with a trained model, in the units of the Y that it was trained on.
 
@@ -61,6 +63,7 @@ def explain(
         Path | None, typer.Option(help="Picture of the strongest scores on the graph, such as why.png.")
     ] = None,
     as_json: Json = False,
+    config: ConfigFile = None,
 ) -> None:
     """Say which inputs, function nodes or edges a prediction is made of. Needs the extra 'explain'.
 
@@ -112,6 +115,7 @@ def check(
     target: Annotated[str | None, typer.Option(help="Column of --edges with the targets.")] = None,
     sign: Annotated[str | None, typer.Option(help="Column of --edges with the signs.")] = None,
     as_json: Json = False,
+    config: ConfigFile = None,
 ) -> None:
     """Check tables as gsnn run would, without training: sizes, gaps, and what the checks have to say.
 
@@ -168,6 +172,7 @@ def simulate(
     noise: Annotated[float, typer.Option(help="Standard deviation added at each node.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Fixes the draws.")] = 0,
     as_json: Json = False,
+    config: ConfigFile = None,
 ) -> None:
     """Draw X and Y of a signed acyclic graph: each node is the signed sum of its parents, plus noise.
 
