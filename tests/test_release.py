@@ -28,7 +28,7 @@ def test_the_oldest_versions_are_the_floors(project):
     pinned = dict(line.split("==") for line in lines if "==" in line)
     dev = [item for item in project["optional-dependencies"]["dev"] if ">=" in item]
     for item in project["dependencies"] + [item for item in dev if not item.startswith(("ruff", "mypy"))]:
-        name, floor = item.split(">=")
+        name, floor = item.partition(";")[0].split(">=")
         assert f"{pinned[name]}.".startswith(f"{floor}."), f"{item}, tested with {pinned[name]}"
 
 
@@ -37,7 +37,7 @@ def test_the_conda_recipe_has_the_same_floors(project):
     run = recipe[recipe.index("  run:") : recipe.index("test:")]
     found = dict(re.findall(r"- ([\w-]+) >=([\d.]+)", run))
     names = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
-    wanted = dict(item.split(">=") for item in project["dependencies"])
+    wanted = dict(item.partition(";")[0].split(">=") for item in project["dependencies"])
     assert found.pop("python") == project["requires-python"].removeprefix(">=")
     assert found == {names.get(name, name): floor for name, floor in wanted.items()}
 

@@ -189,10 +189,10 @@ def test_names_from_the_data_stay_text():
 
 def test_tables_say_what_the_metrics_say():
     single = page(metrics=metrics(r2_by_fold={m: [0.5] for m in ("mean", "ridge", "mlp", "gsnn")}))
-    assert single.tables[0][0][5] == "R2, 1 test fold" and single.tables[0][1][5] == "0.500"
+    assert single.tables[0][0][4] == "R2, 1 test fold" and single.tables[0][1][4] == "0.500"
     comparison, edges, outputs, settings, versions = page(held_out=[("a", "b")]).tables
     assert [row[0] for row in comparison[1:]] == ["ridge", "gsnn", "mlp", "mean"]
-    assert comparison[2][2:] == ["0.610", "0.430", "0.330", "0.100 to 0.900", "1.61"]
+    assert comparison[2][1:-1] == ["0.610", "0.430", "0.330", "0.100 to 0.900", "1.61"]
     assert "of which 2 could be scored. Not scored: 1 no <signal>." in page().text
     text = page(first=["read < this"]).text
     assert text.index("read < this") < text.index("Does the graph suffice?")
@@ -327,6 +327,20 @@ def test_the_sentence_to_quote():
     assert verified(metrics()) == "No edges were added to the graph: it was <off>."
 
 
+def test_nothing_is_wider_than_a_phone():
+    """Tables scroll in their frames, pictures shrink, no width is fixed beyond 20 rem, some 320 pixels."""
+    found = page(metrics=completed(), edges=EDGES)
+    assert any(a.get("name") == "viewport" and "width=device-width" in a["content"] for _, a in found.tags)
+    tags = [(tag, a.get("class")) for tag, a in found.tags]
+    frames = [tags[k - 1] for k, (tag, _) in enumerate(tags) if tag == "table"]
+    assert frames and set(frames) == {("div", "wide")}
+    style = html_report(metrics(), RANKING, None, {}).partition("<style>")[2].partition("</style>")[0]
+    assert re.search(r"\.wide \{[^}]*overflow-x: auto", style) and "img { max-width: 100%" in style
+    widths = re.findall(r"(?<!max-)width:\s*([\d.]+)(rem|px|em|ch)", style)
+    assert all(float(value) * {"px": 1 / 16}.get(unit, 1) <= 20 for value, unit in widths), widths
+    assert not [a for _, a in found.tags if "width" in a]
+
+
 def test_checks_that_found_nothing():
     assert "found nothing to warn of" in page().text
 
@@ -348,7 +362,7 @@ def test_report_of_a_run_with_odd_names(tmp_path):
     cells = {cell for table in found.tables for row in table for cell in row}
     assert set(names.values()) <= cells
     listed = json.loads((out / "metrics.json").read_text())
-    comparison = {row[0]: row[2] for row in found.tables[0][1:]}
+    comparison = {row[0]: row[1] for row in found.tables[0][1:]}
     assert comparison == {method: f"{value:.3f}" for method, value in listed["r2"].items()}
     saved = {path.stem: path.read_bytes() for path in (out / "figures").iterdir()}
     shown = {a["alt"].replace(" ", "_"): a["src"] for t, a in found.tags if t == "img"}

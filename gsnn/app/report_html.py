@@ -36,6 +36,7 @@ CAPTIONS = {
 }
 _MOST_OUTPUTS = 300
 _EDGES = 30
+_LONG = 24  # characters of a cell that would be a tower of words in a narrow column
 _STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif; color: #222;
@@ -48,10 +49,13 @@ p { max-width: 46rem; }
 table { border-collapse: collapse; margin: 0.8rem 0; font-size: 0.92rem; }
 th, td { padding: 0.25rem 0.8rem; border-bottom: 1px solid #e3e3e3; text-align: left; vertical-align: top; }
 th { border-bottom: 2px solid #999; background: #fff; position: sticky; top: 0; }
-td { overflow-wrap: anywhere; }
+td { overflow-wrap: break-word; max-width: 22rem; }
+.long { min-width: 14rem; }
 .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th.n { white-space: normal; }
 .own td { font-weight: 600; }
-.scroll { max-height: 30rem; max-width: 100%; overflow: auto; display: inline-block; border: 1px solid #ddd; }
+.wide { max-width: 100%; overflow-x: auto; }
+.scroll .wide { max-height: 30rem; overflow: auto; width: fit-content; border: 1px solid #ddd; }
 .scroll table { margin: 0; }
 .bar { display: inline-block; width: 7rem; height: 0.7rem; background: #eee; }
 .bar i { display: block; height: 100%; background: #0072b2; }
@@ -59,8 +63,9 @@ td { overflow-wrap: anywhere; }
 figure { margin: 1.2rem 0; }
 figure img { max-width: 100%; height: auto; }
 .pair { display: flex; flex-wrap: wrap; gap: 1rem 3rem; align-items: flex-start; }
-.pair figure { flex: 1 1 20rem; margin: 0.4rem 0; }
-@media print { .scroll { max-height: none; overflow: visible; } }
+.pair > * { max-width: 100%; }
+.pair figure { flex: 1 1 min(20rem, 100%); margin: 0.4rem 0; }
+@media print { .wide, .scroll .wide { max-height: none; overflow: visible; } }
 """
 
 
@@ -208,21 +213,21 @@ def _comparison(metrics: Mapping[str, Any]) -> str:
         rows.append(
             [
                 method,
-                METHODS.get(method, ""),
                 _number(value),
                 _number(metrics["r2_standardised"][method]),
                 _number(metrics["r2_median"][method]),
                 span,
                 _number(metrics["mse"][method], ".4g"),
+                METHODS.get(method, ""),
             ]
         )
     table = _table(
         [
-            *("", "", "R2", "R2, standardised", "R2, median of outputs"),
-            *(f"R2, {folds} test fold{'s' * (folds > 1)}", "mean squared error"),
+            *("", "R2", "R2, standardised", "R2, median of outputs"),
+            *(f"R2, {folds} test fold{'s' * (folds > 1)}", "mean squared error", ""),
         ],
         rows,
-        numbers=(2, 3, 4, 5, 6),
+        numbers=(1, 2, 3, 4, 5),
         strong=[row[0] == "gsnn" for row in rows],
     )
     return (
@@ -315,19 +320,26 @@ def _table(
     strong: Sequence[bool] = (),
     raw: bool = False,
 ) -> str:
-    """Cells are escaped unless ``raw``; columns in ``numbers`` are set right, rows where ``strong`` bold."""
+    """A table in a frame that scrolls sideways on a phone.
+
+    Cells are escaped unless ``raw``; columns in ``numbers`` are set right, rows where ``strong`` bold.
+    """
     right = set(numbers)
+
+    def kind(k: int, cell: str) -> str:
+        if k in right:
+            return " class=n"
+        return " class=long" if len(cell) > _LONG and not raw else ""
 
     def line(cells: Sequence[str], tag: str, own: bool = False) -> str:
         inner = "".join(
-            f"<{tag}{' class=n' if k in right else ''}>{cell if raw else escape(cell)}</{tag}>"
-            for k, cell in enumerate(cells)
+            f"<{tag}{kind(k, cell)}>{cell if raw else escape(cell)}</{tag}>" for k, cell in enumerate(cells)
         )
         return f"<tr{' class=own' if own else ''}>{inner}</tr>"
 
     body = "".join(line(row, "td", bool(strong) and strong[k]) for k, row in enumerate(rows))
     top = f"<thead>{line(head, 'th')}</thead>" if any(head) else ""
-    return f"<table>{top}<tbody>{body}</tbody></table>"
+    return f'<div class="wide"><table>{top}<tbody>{body}</tbody></table></div>'
 
 
 def _number(value: float | None, form: str = ".3f") -> str:
