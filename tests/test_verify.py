@@ -85,6 +85,19 @@ def test_what_would_do_in_its_place_is_said(table):
     assert (table.alternatives[1:].map(len) == 0).all()
 
 
+def test_alternatives_bring_the_same_effect_into_whatever_target():
+    """y0 = a + b + c lacks b and c alike: an edge that brings b is no alternative to one that brings c."""
+    x, y = data(600, seed=3)
+    y[:, 0] += x[:, 1]
+    model = trained(graph(), x[:300], y[:300])
+    found = verify(model, graph(), [("f2", "f3"), ("f1", "f3")], x[300:], y[300:])
+    assert found.verified.all()
+    c, b = (set(edges) for edges in found.alternatives)
+    assert {("f5", "f3"), ("f2", "f0")} <= c  # f0 -> f3 takes it there
+    assert {("f4", "f3"), ("f1", "f0")} <= b
+    assert {source for source, _ in c} == {"f2", "f5"} and {source for source, _ in b} == {"f1", "f4"}
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_nothing_is_verified_where_nothing_is_missing(seed):
     full = trained(graph(), *data(seed=seed, missing=0.0), seed)

@@ -13,8 +13,8 @@ _CLEAR = 0.02  # of R2: less is no difference worth a sentence
 CAUTION = (
     "These are edges that would repair the prediction. Often many different sets of edges would repair it "
     "as well, so an edge listed here need not exist. Verified means that it takes more than 0.5% of the loss "
-    "away on samples that had no part in choosing it; its alternatives are edges into the same target that "
-    "the data cannot tell from it."
+    "away on samples that had no part in choosing it; its alternatives are edges with the same effect "
+    "that the data cannot tell from it."
 )
 
 

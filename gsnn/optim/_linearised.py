@@ -36,6 +36,7 @@ class Linearised:
         self.half = self.fitting & (self.fitting.cumsum(0) % 2 == 0)
         self._read(model, samples, names, targets)
         self._left: dict[int, Tensor] = {}  # residuals after the biases
+        self._changes: dict[tuple[int, int], Tensor] = {}
         self._products: dict[int, Tensor] = {}
 
     def _read(self, model: GSNN, samples: Samples, names: Sequence[str], targets: Sequence[int]) -> None:
@@ -73,13 +74,24 @@ class Linearised:
 
     def after(self, source: int, target: int) -> Tensor:
         """(n,): the same once the edge is fitted too."""
-        left = self._residual(target)
-        return (left - self._fitted(self.h[:, :, source], target, left)).square().sum(1)
+        return (self._residual(target) - self.change(source, target)).square().sum(1)
 
-    def steepness(self, target: int) -> Tensor:
-        """(N,): size of the first-order effect of an edge from each source, on the samples fitted to."""
-        pull = torch.einsum("npoc,no->npc", self.slopes[target], self._residual(target))[self.fitting]
-        return torch.einsum("npid,npc->ipdc", self.h[self.fitting], pull).square().sum((1, 2, 3))
+    def change(self, source: int, target: int) -> Tensor:
+        """(n, N_out): what the edge adds to the prediction."""
+        edge = source, target
+        if edge not in self._changes:
+            self._changes[edge] = self._fitted(self.h[:, :, source], target, self._residual(target))
+        return self._changes[edge]
+
+    def likeness(self, wanted: Tensor, target: int) -> Tensor:
+        """(N,): how much of a change (n, N_out) an edge from each source would bring, to first order.
+
+        On the samples fitted to, in units of what one direction of the target's slopes would bring alone.
+        """
+        slopes = self.slopes[target][self.fitting]
+        pull = torch.einsum("npoc,no->npc", slopes, wanted[self.fitting])
+        each = torch.einsum("npid,npc->ipdc", self.h[self.fitting], pull).square().sum((1, 2, 3))
+        return each / slopes.square().sum().clamp(min=1e-300)
 
     def _residual(self, target: int) -> Tensor:
         if target not in self._left:

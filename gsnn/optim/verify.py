@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
@@ -40,7 +39,9 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 _SETTLING = {"steps": 300, "lr": 1e-3, "weight_decay": 1e-2, "batch_size": 64}
 _PLACEBOS = 3  # random sources of each target
-_RIVALS = 12  # sources of a target that are looked at as alternatives, by their first-order effect
+_RIVALS = 8  # pairs of the same target, and of others, that are looked at as alternatives
+_SAME = 0.5  # share of an edge's effect on the prediction that an alternative brings too
+_MOST_BYTES = 2**30  # of the derivatives with respect to all function nodes
 
 
 def verify(
@@ -93,11 +94,13 @@ def verify(
           edge worth just `margin`, too large for one worth less; `q_value`: Benjamini & Hochberg's over the
           candidates; `verified`: q_value <= alpha
         - `placebo_gain`: mean gain of up to three random sources of the same target, treated alike
-        - `alternatives`: for a verified edge a tuple of the (source, target) pairs into the same target that
-          would do as well in its place: their gain is positive, and not lower than the edge's by a paired
-          one-sided test at 5%. The edge with its alternatives is a set of candidates, one of which is meant;
-          the data do not say which. Only the twelve sources with the steepest first-order effect are looked
-          at. Empty otherwise.
+        - `alternatives`: for a verified edge a tuple of the (source, target) pairs that would do as well in
+          its place, best first: their gain is positive and not lower than the edge's by a paired one-sided
+          test at 5%, and they change the predictions alike, one change being at least half of the other.
+          The edge with its alternatives is a set of candidates, one of which is meant; the data do not say
+          which. Looked at are the eight pairs into the same target and the eight into others that come
+          closest to the edge's effect to first order; the others only where the derivatives with respect to
+          all function nodes fit in 1 GiB. Empty otherwise.
 
     Raises:
         TypeError, ValueError: `graph` is not the model's, edges that exist or are unknown, an option out of
@@ -123,6 +126,8 @@ def verify(
     part = _parts(samples, units, folds, rng, graph.node_names_dict["output"])
     placebos = {t: _placebos(t, wanted, kept, rng) for t in targets}
 
+    room = 8 * n * (base.layers - 1) * samples.y.shape[1] * base.channels * len(kept.names)
+    looked_at = range(len(kept.names)) if room <= _MOST_BYTES else targets
     tried = [*wanted, *((u, t) for t in targets for u in placebos[t])]
     parts: list[Linearised | _Trained] = []
     for k in range(folds):
@@ -130,7 +135,7 @@ def verify(
             parts.append(_Trained(base, samples, part != k, kept.names, tried, seed + k))
         else:
             (settled,) = _settled([base], samples.take(part != k), seed + k)
-            parts.append(Linearised(settled, samples, part != k, kept.names, targets))
+            parts.append(Linearised(settled, samples, part != k, kept.names, looked_at))
     judge = _Judge(parts, part, units)
 
     rows = []
@@ -143,10 +148,11 @@ def verify(
     table = pd.DataFrame(rows, columns=names)
     table.insert(6, "q_value", benjamini_hochberg(table["p_value"].to_numpy()))
     table.insert(7, "verified", table["q_value"] <= alpha)
+    missing = ~(kept.mask | np.eye(len(kept.names), dtype=bool))
     alternatives = pd.Series(index=table.index, dtype=object)
     for row, ((s, t), verified) in enumerate(zip(wanted, table["verified"], strict=True)):
-        found = judge.alternatives(s, t, kept.parents[t]) if verified else []
-        alternatives[row] = tuple((kept.names[u], kept.names[t]) for u in found)
+        found = judge.alternatives(s, t, missing) if verified else []
+        alternatives[row] = tuple((kept.names[u], kept.names[v]) for u, v in found)
     table["alternatives"] = alternatives
     return table
 
@@ -256,20 +262,39 @@ class _Judge:
             self._gains[edge] = self.before(target) - after
         return self._gains[edge]
 
-    def alternatives(self, source: int, target: int, parents: Sequence[int]) -> list[int]:
-        """Sources that do as well as `source`, best first; none where edges were really trained."""
+    def alternatives(self, source: int, target: int, missing: NDArray[np.bool_]) -> list[tuple[int, int]]:
+        """Edges that change the prediction alike and lower the error as much, best first.
+
+        `missing` (N, N) is True for the pairs that may be looked at. None where edges were really trained.
+        """
         linear = [fitted for fitted in self.parts if isinstance(fitted, Linearised)]
         if not linear:
             return []
-        steep = torch.stack([fitted.steepness(target) for fitted in linear]).mean(0)
-        taken = {source, target, *parents}
-        others = [i for i in steep.argsort(descending=True).tolist() if i not in taken]
+        edge = source, target
+        mine, after = self._change(edge), self.before(target) - self.gain(*edge)
+        alike = np.full(missing.shape, -np.inf)
+        for t in linear[0].slopes:
+            alike[:, t] = sum(f.likeness(f.change(*edge), t).numpy() for f in linear)
+        alike[~missing] = -np.inf
+        alike[edge] = -np.inf
+        rivals = [(int(i), target) for i in np.argsort(-alike[:, target])[:_RIVALS]]
+        alike[:, target] = -np.inf
+        order = np.argsort(-alike, axis=None)[:_RIVALS].tolist()
+        rivals += sorted((divmod(k, len(alike)) for k in order), key=lambda pair: pair[1])
         found = []
-        for i in others[:_RIVALS]:
-            its = self.gain(i, target)
-            if its.mean() > 0 and _one_sided(self.gain(source, target) - its) > 0.05:
-                found.append((its.mean(), i))
-        return [i for _, i in sorted(found, reverse=True)]
+        for i, t in rivals:
+            if not missing[i, t] or t not in linear[0].slopes:
+                continue
+            its = self.gain(i, t)
+            more = self.before(t) - its - after
+            if its.mean() > 0 and _one_sided(more) > 0.05 and _shared(mine, self._change((i, t))) >= _SAME:
+                found.append((its.mean(), (i, t)))
+        return [pair for _, pair in sorted(found, reverse=True)]
+
+    def _change(self, edge: tuple[int, int]) -> Array:
+        """(n, N_out): what the edge adds to each sample's prediction."""
+        changes = [fitted.change(*edge).numpy() for fitted in self.parts if isinstance(fitted, Linearised)]
+        return np.asarray(np.choose(self.part[:, None], changes))
 
     def _crossed(self, values: Sequence[Tensor]) -> Array:
         out = np.zeros(len(self.part))
@@ -285,6 +310,12 @@ def _judged(gain: Array, before: Array, margin: float) -> tuple[float, float, fl
     error = (gain - share * before).std(ddof=1) / math.sqrt(n) / total
     reach = float(stats.t.ppf(0.975, n - 1)) * error
     return share, share - reach, share + reach, _one_sided(gain - margin * before)
+
+
+def _shared(one: Array, other: Array) -> float:
+    """Squared cosine: the share of one change that a multiple of the other makes."""
+    size = float((one**2).sum() * (other**2).sum())
+    return float((one * other).sum() ** 2) / size if size > 0 else 0.0
 
 
 def _one_sided(values: Array) -> float:
