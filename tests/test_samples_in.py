@@ -63,6 +63,25 @@ def test_midas_with_lines_and_types(tmp_path):
     assert read_midas(write(tmp_path, LINES)).groups.tolist() == ["EGF+A", "EGF+Rafi+B"]
 
 
+SPELLINGS = """TR:A:CellType,TR:B:Cell Type,TR:no-lig,TR:Rafi:Stimuli,TR:i,TR:Mek:Inhibitor,DA:ALL,DA:Akt,DV:Erk,DV:Akt
+1,,1,2,,,5,7,0.1,0.2
+,1,1,,1,1,7,5,0.3,0.4
+,1,1,,1,1,0,0,0.5,0.6
+"""  # noqa: E501 - a line of the file
+
+
+def test_midas_as_others_write_it(tmp_path):
+    """Types and names in other spellings, an output with times of its own, the time 0."""
+    found = read_midas(write(tmp_path, SPELLINGS), time=5)
+    assert found.x.columns.tolist() == ["Rafi", "i", "Meki", "A", "B"]
+    assert found.x.to_numpy().tolist() == [[2, 0, 0, 1, 0], [0, 1, 1, 0, 1]]
+    assert found.targets == {"Rafi": {"Rafi": 1}, "i": {"i": 1}, "Meki": {"Mek": -1}}
+    np.testing.assert_array_equal(found.y, [[0.1, np.nan], [np.nan, 0.4]])
+    assert read_midas(write(tmp_path, SPELLINGS), time=0).y.to_numpy().tolist() == [[0.5, 0.6]]
+    with pytest.raises(ValueError, match=r"time must be one of .*, 0, 5, 7, got 6"):
+        read_midas(write(tmp_path, SPELLINGS), time=6)
+
+
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
