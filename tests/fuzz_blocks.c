@@ -14,7 +14,7 @@
 
 #include "../gsnn/kernels/csrc/blocks.c"
 
-enum { MOST_BUFFERS = 512 };
+enum { MOST_BUFFERS = 2048 };
 static uint64_t state_of_generator;
 static void *buffers[MOST_BUFFERS];
 static int n_buffers;
@@ -120,17 +120,20 @@ static block_t random_block(const network_t *net, const block_t *like) {
     if (like) {
         k.is_double = like->is_double, k.channels = like->channels, k.samples = like->samples;
         k.width = like->width, k.norm = like->norm, k.centre = like->centre;
+        k.per_channel = like->per_channel;
     } else {
         k.is_double = below(2), k.channels = 1 + below(below(2) ? 4 : 35);
         k.samples = 1 + below(below(3) ? 40 : 300), k.width = (k.samples + 15) / 16 * 16;
         k.norm = below(4), k.centre = k.norm == PER_SAMPLE ? below(2) : 1;
+        k.per_channel = k.norm == NONE && below(2);
     }
     const int d = (int)k.is_double;
     const int64_t C = k.channels;
     k.gate = below(3) ? 0.7 : 0;
     k.in_values = numbers(d, net->n_in * C), k.out_values = numbers(d, net->n_out * C);
     if (below(2)) k.in_bias = numbers(d, N * C), k.out_bias = numbers(d, net->n_edges);
-    if (k.norm != NONE && below(2)) k.scale = numbers(d, N), k.shift = numbers(d, N);
+    const int64_t scales = k.per_channel ? N * C : N;
+    if (k.per_channel || below(2)) k.scale = numbers(d, scales), k.shift = numbers(d, scales);
     if (below(2)) {
         const int turned = (int)below(2);
         k.factor = numbers(d, N * C * k.samples);
@@ -183,8 +186,26 @@ static void compare(const char *what, int is_double, const void *a, const void *
 
 /* Results of one run: what each pass writes, in buffers of its own. */
 typedef struct {
-    void *result, *next, *in_values, *out_values, *in_bias, *out_bias, *dots;
+    void *result, *next, *in_values, *out_values, *in_bias, *out_bias, *dots, *before_grad;
 } found_t;
+
+/* Backward passes over the three parts of each block in turn, each beginning with what the one before gave. */
+static void in_parts(int level, const network_t *net, block_t *back, int64_t n, int threads) {
+    static const int64_t without[] = {WITHOUT_MIDDLE | WITHOUT_IN, WITHOUT_OUT | WITHOUT_IN, WITHOUT_OUT | WITHOUT_MIDDLE};
+    for (int64_t i = 0; i < n; i++)
+        for (int part = 0; part < 3; part++) {
+            block_t k = back[i];
+            k.without = without[part];
+            if (part) {
+                k.read_grad = part == 1 ? k.aside_grad : k.before_grad;
+                k.read_node = k.channels * k.samples, k.read_channel = k.samples, k.read_sample = 1;
+            }
+            if (part != 0) k.aside_grad = NULL, k.out_values_grad = k.out_bias_grad = NULL;
+            if (part != 1) k.before_grad = NULL, k.scale_grad = k.shift_grad = NULL;
+            if (part != 2) k.next = NULL, k.in_values_grad = k.in_bias_grad = NULL, k.dots = NULL;
+            passes(level, 1, net, &k, 1, threads);
+        }
+}
 
 static found_t run(const network_t *net, const block_t *given, int64_t n, const void *grad, int level, int threads,
                    unsigned wanted) {
@@ -197,6 +218,7 @@ static found_t run(const network_t *net, const block_t *given, int64_t n, const 
         if (k) blocks[k].state = blocks[k - 1].result;
         blocks[k].result = take(size * item);
         if (wanted & 1) blocks[k].aside = take(N * C * given->samples * item);
+        if (wanted & 512) blocks[k].before = take(N * C * given->samples * item);
         if (given->norm == PER_NODE || given->norm == PER_CHANNEL) {
             const int64_t each = given->norm == PER_NODE ? 1 : C;
             blocks[k].stat_scale = take(N * each * item), blocks[k].stat_mean = take(N * each * item);
@@ -207,14 +229,19 @@ static found_t run(const network_t *net, const block_t *given, int64_t n, const 
     for (int64_t k = 0; k < n; k++) {
         block_t *b = back + k;
         *b = blocks[n - 1 - k];
-        b->result = b->aside = b->stat_scale = b->stat_mean = NULL;
+        b->result = b->before = b->aside = b->stat_scale = b->stat_mean = NULL;
         b->grad = k ? back[k - 1].next : grad;
         b->next = k < n - 1 || wanted & 2 ? take(size * item) : NULL;
         if (wanted & 4) b->in_values_grad = take(net->n_in * C * item);
         if (wanted & 8) b->out_values_grad = take(net->n_out * C * item);
         if (wanted & 16 && b->in_bias) b->in_bias_grad = take(N * C * item);
         if (wanted & 32 && b->out_bias) b->out_bias_grad = take(net->n_edges * item);
-        if (wanted & 64 && b->scale) b->scale_grad = take(N * item), b->shift_grad = take(N * item);
+        const int64_t scales = given->per_channel ? N * C : N;
+        if (wanted & 64 && b->scale) b->scale_grad = take(scales * item), b->shift_grad = take(scales * item);
+        if (wanted & 1024) {
+            b->aside_grad = take(N * C * given->samples * item);
+            b->before_grad = take(N * C * given->samples * item);
+        }
         if (wanted & 128) b->dots = take((N + 1) * 8);
         if (wanted & 256) {
             b->read_grad = given->out_values ? take(N * C * given->samples * item) : NULL;
@@ -222,8 +249,10 @@ static found_t run(const network_t *net, const block_t *given, int64_t n, const 
             b->read_node = C * given->samples, b->read_channel = given->samples, b->read_sample = 1;
         }
     }
-    passes(level, 1, net, back, n, threads);
+    if (wanted & 2048 && wanted & 1024 && wanted & 2) in_parts(level, net, back, n, threads);
+    else passes(level, 1, net, back, n, threads);
     const block_t *last = back + n - 1;
+    found.before_grad = last->before_grad;
     found.next = last->next, found.in_values = last->in_values_grad, found.out_values = last->out_values_grad;
     found.in_bias = last->in_bias_grad, found.out_bias = last->out_bias_grad, found.dots = last->dots;
     return found;
@@ -242,6 +271,7 @@ static void compare_all(const network_t *net, const block_t *k, found_t a, found
     if (a.in_bias) compare("bias in", d, a.in_bias, b.in_bias, N * C, exact);
     if (a.out_bias) compare("bias out", d, a.out_bias, b.out_bias, net->n_edges, exact);
     if (a.dots) compare("residual", 1, a.dots, b.dots, N + 1, exact);
+    if (a.before_grad) compare("gradient inside", d, a.before_grad, b.before_grad, N * C * k->samples, exact);
 }
 
 static void one_round(void) {
@@ -251,13 +281,14 @@ static void one_round(void) {
     for (int64_t k = 0; k < n; k++) blocks[k] = random_block(&net, k ? blocks : NULL);
     blocks[0].state = rows_of(&net, blocks);
     const void *grad = rows_of(&net, blocks);
-    const unsigned wanted = (unsigned)below(512);
+    const unsigned wanted = (unsigned)below(2048);
     const found_t plain = run(&net, blocks, n, grad, 0, 1, wanted);
     for (int level = 0; level <= gsnn_level(); level++) {
         const found_t alone = run(&net, blocks, n, grad, level, 1, wanted);
         /* In single precision a norm over values that hardly differ makes rounding as large as the values. */
         if (level == 0 || blocks->is_double) compare_all(&net, blocks, plain, alone, level == 0);
         compare_all(&net, blocks, alone, run(&net, blocks, n, grad, level, 3, wanted), 1);
+        compare_all(&net, blocks, alone, run(&net, blocks, n, grad, level, 1, wanted | 2048), 1);
     }
     give_all_back();
 }

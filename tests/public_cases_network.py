@@ -88,11 +88,7 @@ add(
     usable=lambda w: call([w.state, None]),
     empty=Case(lambda w: call(w.plan, (3, 4), w.state), result=lambda t: (t.shape, t.dtype)),
     padded=lambda w: call(w.state[:, :5].contiguous()),
-    forward=Case(lambda w: call(w.state, [w.weights], w.form, w.plan, True), needs="compiled blocks"),
-    backward=Case(
-        lambda w: call(w.state, [w.state], [w.weights], w.form, w.plan, [None], [True] * 9),
-        needs="compiled blocks",
-    ),
+    in_memory=lambda w: call(w.state),
 )
 add(
     "gsnn.kernels.form",
@@ -112,6 +108,7 @@ add(
 add(
     "gsnn.kernels.reference",
     capture=lambda w: call(w.channels, w.plan),
+    middle=lambda w: call(w.channels, w.weights, w.form, w.plan),
     plain_stack=lambda w: call(w.state, [*w.weights, *w.weights], w.form, w.plan),
     Products=lambda w: call(torch.mm, torch.mm),
     Reference=Case(lambda w: call(), use=lambda kernel, w: use_kernel(kernel, w)),
@@ -206,6 +203,9 @@ add(
 add(
     "gsnn.kernels.stack",
     run_blocks=Case(lambda w: call(w.state, [w.weights], w.form, w.plan), result=lambda found: found[:3]),
+    run_with_captures=Case(
+        lambda w: call(w.state, [w.weights], w.form._replace(inside=True), w.plan), needs="compiled blocks"
+    ),
 )
 
 
@@ -289,6 +289,7 @@ add(
         block_arguments, draws=True, use=lambda block, w: (block.fusible(None), block(w.state, w.plan))
     ),
     run_fused=lambda w: call([w.block], w.state, w.plan, None),
+    runs_fused=lambda w: call([w.block], w.state, w.plan, None),
     kernel_cases=Case(
         lambda w: call([w.block], w.x, w.plan),
         result=lambda found: [case.separate for case in found],  # the state is not filled in

@@ -72,6 +72,7 @@ CASES: dict[str, Case] = {}
 NO_CALL = {
     "gsnn.graph.types.GraphLike": "a protocol",
     "gsnn.kernels.interface.BlockKernel": "a protocol",
+    "gsnn.kernels.compiled.run": "it is given addresses; every forward and backward pass calls it",
     "gsnn.kernels.registry.use": "it sets what the process asks; see tests/test_kernels.py",
     "gsnn.kernels.stack.Stack": "an operation of autograd, which run_blocks calls",
     "gsnn.models.growth.Growing": "a base class; GSNN is checked",

@@ -76,6 +76,28 @@ class KernelContract:
         torch.testing.assert_close(got[0][rows], wanted[0][rows], rtol=1e-8, atol=1e-9)
         torch.testing.assert_close(got[1:], wanted[1:], rtol=1e-8, atol=1e-9)
 
+    @pytest.mark.parametrize("channels", [1, 5])
+    def test_without_a_norm_scale_and_shift_map(self, channels):
+        """Of each node, or of each of its channels; 150 samples are more than a slice."""
+        plan, form, state, blocks = self.case("none", samples=150)
+        generator = torch.Generator().manual_seed(3)
+        size = plan.n_nodes * channels
+        blocks = [
+            w._replace(
+                scale=torch.randn(size, generator=generator, dtype=torch.float64).requires_grad_(),
+                shift=torch.randn(size, generator=generator, dtype=torch.float64).requires_grad_(),
+            )
+            for w in blocks
+        ]
+        assert KERNELS[self.name].refuses(state, blocks, form, plan) is None
+        flat = [tensor for weights in blocks for tensor in weights]
+        expected = plain_stack(state, flat, form, plan)[0][plan.row_of_edge]
+        result = self.run(form, plan, state, blocks)[0]
+        torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-10)
+        leaves = [t for weights in blocks for t in weights[:-1] if t is not None]
+        got, wanted = (torch.autograd.grad(linear_loss([t]), leaves) for t in (result, expected))
+        torch.testing.assert_close(got, wanted, rtol=1e-8, atol=1e-9)
+
     @pytest.mark.parametrize("shape", ["full", "node", "sample"])
     def test_a_factor_broadcasts(self, shape):
         size = {"full": lambda n: (n, 5, 40), "node": lambda n: (n, 1, 1), "sample": lambda n: (n, 1, 40)}[
@@ -278,11 +300,14 @@ def test_chosen_says_why_steps_are_separate(options, reason):
 
 def test_chosen_follows_modes_and_captures():
     model, x = make(norm="groupbatch", layers=1)
+    usual = chosen(model, x)[0].kernel
     model.eval()
-    assert "running statistics" in chosen(model, x)[0].why_not["torch"]
-    model.train()
+    assert chosen(model, x)[0].kernel == usual
     model.ResBlocks[0]._store_activations = True
     assert "captures" in chosen(model, x)[0].why_not["torch"]
+    with use("torch"):
+        (choice,) = chosen(model, x)
+    assert choice.kernel == SEPARATE and set(choice.why_not) == set(KERNELS)
 
 
 def test_chosen_changes_nothing():

@@ -16,15 +16,11 @@ import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from gsnn.kernels.plan import Plan
-
-if TYPE_CHECKING:
-    from gsnn.kernels.form import Form, Weights
 
 Tensor = torch.Tensor
 
@@ -33,13 +29,13 @@ LANES = 16
 # Multiplications below which a second thread costs more than it saves.
 _WORTH_A_THREAD = 2_000_000
 # Of `gsnn_version` in blocks.c: a library with other structures must not be called.
-_VERSION = 4
+_VERSION = 5
 _SUFFIXES = (".so", ".dll", ".pyd")
 _SHARES = 16
 _POOLED = 1 << 15  # elements
 _LINE = 64
 _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
-_NORMS: dict[tuple[int, ...] | None, int] = {None: 0, (1,): 1, (1, 2): 2, (2,): 3}
+NORMS: dict[tuple[int, ...] | None, int] = {None: 0, (1,): 1, (1, 2): 2, (2,): 3}
 
 
 class _PlanArguments(ctypes.Structure):
@@ -56,13 +52,14 @@ class _PlanArguments(ctypes.Structure):
     )
 
 
-_INTEGERS = ("is_double", "channels", "samples", "width", "norm", "centre")
+_INTEGERS = ("is_double", "channels", "samples", "width", "norm", "centre", "per_channel")
 _WEIGHTS = ("state", "in_values", "in_bias", "scale", "shift", "out_values", "out_bias", "factor")
 _STRIDES = ("factor_node", "factor_channel", "factor_sample")
-_FORWARD = ("result", "aside", "stat_scale", "stat_mean")
+_FORWARD = ("result", "before", "aside", "stat_scale", "stat_mean")
 _GIVEN = ("grad", "read_grad")
 _READ_STRIDES = ("read_node", "read_channel", "read_sample")
 _BACKWARD = (
+    *("before_grad", "aside_grad"),
     *("next", "in_values_grad", "in_bias_grad", "scale_grad", "shift_grad"),
     *("out_values_grad", "out_bias_grad", "dots"),
 )
@@ -76,7 +73,9 @@ class BlockArguments(ctypes.Structure):
         ("gate", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in _WEIGHTS),
         *((name, ctypes.c_int64) for name in _STRIDES),
-        *((name, ctypes.c_void_p) for name in (*_FORWARD, *_GIVEN)),
+        *((name, ctypes.c_void_p) for name in _FORWARD),
+        ("without", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in _GIVEN),
         *((name, ctypes.c_int64) for name in _READ_STRIDES),
         *((name, ctypes.c_void_p) for name in _BACKWARD),
     )
@@ -132,8 +131,8 @@ class _Pool:
     def __init__(self) -> None:
         self._free: dict[int, list[np.ndarray]] = {}
 
-    def empty(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        """Uninitialised, of ``like``'s type."""
+    def empty(self, shape: Sequence[int], like: Tensor, turned: bool = False) -> Tensor:
+        """Uninitialised, of ``like``'s type; where ``turned``, seen with its dimensions in reverse."""
         size = math.prod(shape) * like.element_size()
         try:  # single steps, since threads may share a model
             buffer = self._free[size].pop()
@@ -147,6 +146,8 @@ class _Pool:
             start = -raw.ctypes.data % _LINE  # a row that begins in mid-line costs one line more
             buffer = raw[start : start + size]
         owned = buffer.view(_NUMPY[like.dtype]).reshape(shape)
+        if turned:  # before it is a tensor: a view of one would be one to autograd too
+            owned = owned.T
         weakref.finalize(owned, self._give_back, buffer).atexit = False
         return torch.from_numpy(owned)
 
@@ -203,11 +204,16 @@ def _of(plan: Plan) -> _Compiled:
     return compiled
 
 
-def empty(plan: Plan, shape: Sequence[int], like: Tensor) -> Tensor:
-    """Uninitialised CPU tensor of ``like``'s type; large ones reuse the memory of the plan's earlier ones."""
+def empty(plan: Plan, shape: Sequence[int], like: Tensor, turned: bool = False) -> Tensor:
+    """Uninitialised CPU tensor of ``like``'s type; large ones reuse the memory of the plan's earlier ones.
+
+    Where ``turned``, ``shape`` (n, m) is how it lies in memory and the tensor is (m, n).
+    """
     if math.prod(shape) < _POOLED:
+        if turned:
+            return torch.empty_strided(tuple(shape)[::-1], (1, shape[1]), dtype=like.dtype)
         return torch.empty(shape, dtype=like.dtype)
-    return _of(plan).pool.empty(shape, like)
+    return _of(plan).pool.empty(shape, like, turned)
 
 
 _workers: ThreadPoolExecutor | None = None
@@ -231,7 +237,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
         return _workers
 
 
-def _run(plan: Plan, blocks: Sequence[BlockArguments], backward: int) -> None:
+def run(plan: Plan, blocks: Sequence[BlockArguments], backward: int) -> None:
     """Forward (0) or backward (1) passes of blocks in turn, on ``torch.get_num_threads()`` threads."""
     assert _library is not None
     compiled = _of(plan)
@@ -264,131 +270,8 @@ def padded(state: Tensor) -> Tensor:
     return torch.nn.functional.pad(state, (0, missing)) if missing else state
 
 
-def _pointers(tensors: Sequence[Tensor | None]) -> list[int | None]:
-    return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
-
-
-def _inputs(state: Tensor, w: "Weights", form: "Form", plan: Plan, samples: int) -> list[Any]:
-    """The fields of :class:`BlockArguments` up to the strides of the factor."""
-    strides: tuple[int, ...] = (0, 0, 0)
-    if w.factor is not None:
-        strides = w.factor.expand(plan.n_nodes, form.channels, samples).stride()
-    gate = 0.0 if w.residual is None else max(w.residual.detach().item(), 0.0)
-    sizes = (state.dtype == torch.float64, form.channels, samples, state.shape[1], _NORMS[form.dims])
-    pointers = _pointers((state, *w[:6], w.factor))
-    return [*sizes, form.centre, gate, *pointers, *strides]
-
-
-def _in_memory(grad: Tensor) -> Tensor:
+def in_memory(grad: Tensor) -> Tensor:
     """The gradient with every value in its place: autograd may pass zeros and minus signs as mere marks."""
     if grad._is_zerotensor():
         return torch.zeros(grad.shape, dtype=grad.dtype)
     return grad.resolve_neg()
-
-
-def forward(
-    state: Tensor, weights: Sequence["Weights"], form: "Form", plan: Plan, keep: bool
-) -> tuple[Tensor, list[Tensor], list[Tensor | None], list[Tensor]]:
-    """Run the blocks one after the other.
-
-    Args:
-        state: (R, B).
-        weights: the tensors of each block.
-        form: what each computes.
-        plan: the network's plan.
-        keep: keep the state that enters each block, for :func:`backward`.
-
-    Returns:
-        The new state (R, B); the kept states, (R, W) with W the padded B; for each block
-        ``1 / sqrt(v + 1e-5)`` and the mean, (N, 1, 1) or (N, C, 1) where the norm is over the batch, else
-        None and None; for ``form.aside`` the activations (N, C, B) of each block.
-    """
-    samples = state.shape[1]
-    now = padded(state)
-    kept, statistics, aside, blocks = [], [], [], []
-    alive = [now]  # what the blocks point to lives until they have run
-    spare: list[Tensor] = []
-    for w in weights:
-        result = spare.pop() if spare else empty(plan, now.shape, now)
-        scale = mean = read = None
-        if form.over_batch and form.dims is not None:
-            shape = (plan.n_nodes, 1 if 1 in form.dims else form.channels, 1)
-            scale, mean = now.new_empty(shape), now.new_empty(shape)
-        if form.aside:
-            read = empty(plan, (plan.n_nodes, form.channels, samples), now)
-            aside.append(read)
-        statistics += [scale, mean]
-        outputs = _pointers((result, read, scale, mean))
-        blocks.append(BlockArguments(*_inputs(now, w, form, plan, samples), *outputs))
-        if keep:
-            kept.append(now)
-        elif len(blocks) > 1:  # the state that came in is not ours to write to
-            spare.append(now)
-        now = result
-        alive.append(now)
-    _run(plan, blocks, 0)
-    # Not a view where nothing was padded, since autograd refuses to change those in place.
-    return now if now.shape[1] == samples else now[:, :samples].contiguous(), kept, statistics, aside
-
-
-def backward(
-    grad: Tensor,
-    states: Sequence[Tensor],
-    weights: Sequence["Weights"],
-    form: "Form",
-    plan: Plan,
-    read_grads: Sequence[Tensor | None],
-    needed: Sequence[bool],
-) -> tuple[Tensor | None, list[list[Tensor | None]]]:
-    """Gradients of :func:`forward`.
-
-    Args:
-        grad: (R, B) for the new state.
-        states: what :func:`forward` kept.
-        weights, form, plan: as there.
-        read_grads: (N, C, B) of each block, further gradients for the activations given aside, or None.
-        needed: whether the state, then each tensor of each block, needs its gradient.
-
-    Returns:
-        The gradient (R, B) for the state, and for each block those for its tensors; None where not needed.
-    """
-    samples, n_fields = grad.shape[1], len(weights[0])
-    grad = _in_memory(grad)
-    read_grads = [None if read_grad is None else _in_memory(read_grad) for read_grad in read_grads]
-    now = padded(grad.contiguous())
-    # Summed by place, not by thread, so that the number of threads does not matter.
-    dots = torch.empty(len(weights), plan.n_nodes + 1, dtype=torch.float64)
-    grads: list[list[Tensor | None]] = []
-    blocks: list[BlockArguments] = []
-    alive: list[Tensor] = []  # as in the forward pass
-    spare: list[Tensor] = []
-    for k in range(len(weights) - 1, -1, -1):
-        w, wanted = weights[k], needed[1 + k * n_fields : 1 + (k + 1) * n_fields]
-        norm = wanted[2] or wanted[3]
-        grads.append(
-            [
-                empty(plan, tensor.shape, tensor) if want and tensor is not None else None
-                for want, tensor in zip((*wanted[:2], norm, norm, *wanted[4:6]), w, strict=False)
-            ]
-        )
-        through = None
-        if k > 0 or needed[0]:
-            through = spare.pop() if spare else empty(plan, now.shape, now)
-        alive.append(now)
-        read_grad = read_grads[k]
-        strides = (0, 0, 0) if read_grad is None else read_grad.stride()
-        inputs = _inputs(states[k], w, form, plan, samples)
-        given = (None, None, None, None, *_pointers((now, read_grad)), *strides)
-        written = _pointers((through, *grads[-1], dots[k] if wanted[6] else None))
-        blocks.append(BlockArguments(*inputs, *given, *written))
-        if through is not None:
-            if k < len(weights) - 1:  # the gradient that came from outside is not ours to write to
-                spare.append(now)
-            now = through
-    _run(plan, blocks, 1)
-    gates = [block.gate for block in reversed(blocks)]  # 0 where the residual weight lets nothing through
-    sums = dots.sum(1).to(grad.dtype).unbind()
-    for k, (total, gate, of_block) in enumerate(zip(sums, gates, reversed(grads), strict=True)):
-        residual_wanted = needed[1 + k * n_fields + 6]
-        of_block += [None if not residual_wanted else total if gate else torch.zeros_like(total), None]
-    return now[:, :samples].contiguous() if needed[0] else None, grads[::-1]

@@ -1,4 +1,4 @@
-"""The kernel ``compiled``: the C library of :mod:`gsnn.kernels.compiled`, on the CPU."""
+"""The kernel ``compiled``: the passes of :mod:`gsnn.kernels._passes`, on the CPU."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from gsnn.kernels import compiled as native
+from gsnn.kernels import _passes as passes
 from gsnn.kernels.form import Form, Weights
 from gsnn.kernels.interface import Passed
 from gsnn.kernels.plan import Plan
@@ -39,7 +40,7 @@ class CompiledBlocks:
 
     def forward(self, state: Tensor, blocks: Sequence[Weights], form: Form, plan: Plan, keep: bool) -> Passed:
         """See :class:`gsnn.kernels.interface.BlockKernel`."""
-        return Passed(*native.forward(state, blocks, form, plan, keep))
+        return passes.forward(state, blocks, form, plan, keep)
 
     def backward(
         self,
@@ -56,12 +57,14 @@ class CompiledBlocks:
         states = [tensor for tensor in saved if tensor is not None]
         if not native.usable([*states, *(tensor for block in blocks for tensor in block[:-1])]):
             raise RuntimeError("saved tensors must come back as they were saved, contiguous and of one type")
-        return native.backward(grad, states, blocks, form, plan, read_grads, needed)
+        return passes.backward(grad, states, blocks, form, plan, read_grads, needed)[:2]
 
 
 def _fits(w: Weights, form: Form, plan: Plan, state: Tensor) -> bool:
     N, C = plan.n_nodes, form.channels
-    sizes = (len(plan.in_edges) * C, N * C, N, N, len(plan.out_edges) * C, len(plan.row_of_edge), 1)
+    per_channel = form.dims is None and w.scale is not None and w.scale.numel() == N * C
+    scales = N * C if per_channel else N
+    sizes = (len(plan.in_edges) * C, N * C, scales, scales, len(plan.out_edges) * C, len(plan.row_of_edge), 1)
     factor = w.factor
     return (
         all(tensor is None or tensor.numel() == size for tensor, size in zip(w, sizes, strict=False))

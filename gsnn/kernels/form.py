@@ -16,12 +16,14 @@ class Form(NamedTuple):
         dims: dimensions of (N, C, B) its norm averages over; None for no norm.
         centre: whether the norm subtracts the mean.
         aside: whether it also gives the activations that ``lin_out`` reads.
+        inside: whether it gives these and the results of ``lin_in``, both on the way to its result.
     """
 
     channels: int
     dims: Dims | None
     centre: bool
     aside: bool = False
+    inside: bool = False
 
     @property
     def over_batch(self) -> bool:
@@ -35,7 +37,8 @@ class Weights(NamedTuple):
     Attributes:
         in_values: (edges into function nodes * C,).
         in_bias: (N*C,) or None.
-        scale, shift: (N,) of the norm, or None.
+        scale, shift: (N,) of the norm, or None. Without a norm they map all the same, as a norm by known
+            statistics does, and may be those of each channel, (N*C,).
         out_values: (edges out of function nodes * C,).
         out_bias: (E,) or None.
         residual: scalar r, or None for no residual.

@@ -19,6 +19,7 @@ from gsnn.kernels.channels import elu_grad_, elu_values, unit_scale, unit_scale_
 from gsnn.kernels.form import N_WEIGHTS, Form, Weights
 from gsnn.kernels.interface import Passed
 from gsnn.kernels.plan import Plan
+from gsnn.kernels.reference import CAPTURES_ON
 
 
 class Operations:
@@ -31,8 +32,8 @@ class Operations:
         return None
 
     def refuses(self, state: Tensor, blocks: Sequence[Weights], form: Form, plan: Plan) -> str | None:
-        """None: it runs everything, and PyTorch says what is wrong with tensors that do not fit."""
-        return None
+        """None but for captures on the way; PyTorch says what is wrong with tensors that do not fit."""
+        return CAPTURES_ON if form.inside else None
 
     def forward(self, state: Tensor, blocks: Sequence[Weights], form: Form, plan: Plan, keep: bool) -> Passed:
         """See :class:`gsnn.kernels.interface.BlockKernel`."""
@@ -43,7 +44,7 @@ class Operations:
             state, saved, mean, read = _forward(state, weights, form, plan)
             kept.extend(saved)
             if form.aside:
-                aside.append(read)
+                aside.append(plan.from_nodes(read))
             statistics += [saved.unit_scale, mean] if form.over_batch else [None, None]
         return Passed(state, kept, statistics, aside)
 
@@ -105,6 +106,10 @@ def _forward(
         else:
             z = torch.mul(unit, plan.to_nodes(w.scale.view(-1, 1, 1)), out=z)
             z.add_(plan.to_nodes(w.shift.view(-1, 1, 1)))
+    elif w.scale is not None and w.shift is not None:
+        unit = z
+        scale, shift = (plan.to_nodes(t.view(plan.n_nodes, -1, 1)) for t in (w.scale, w.shift))
+        z = torch.addcmul(shift, z, scale)
     active = elu_values(z)
     read = active if w.factor is None else active * w.factor
     gate = None if w.residual is None else w.residual.relu()
@@ -132,7 +137,7 @@ def _backward(
     )
     assert z_grad is not None
     if read_grad is not None:
-        z_grad.add_(read_grad)
+        z_grad.add_(plan.to_nodes(read_grad))
     if w.factor is not None:
         z_grad.mul_(w.factor)
     z_grad = elu_grad_(z_grad, saved.active)
@@ -145,6 +150,12 @@ def _backward(
         if scale_grad is not None and shift_grad is not None:
             scale_grad = plan.from_nodes(scale_grad).view(-1)
             shift_grad = plan.from_nodes(shift_grad).view(-1)
+    elif saved.unit is not None and w.scale is not None:  # scale and shift without a norm
+        scale = plan.to_nodes(w.scale.view(plan.n_nodes, -1, 1))
+        dims = (2,) if scale.shape[1] > 1 else (1, 2)
+        scale_grad = plan.from_nodes((z_grad * saved.unit).sum(dims)).view(-1)
+        shift_grad = plan.from_nodes(z_grad.sum(dims)).view(-1)
+        z_grad = z_grad * scale
     state_grad, in_values_grad, in_bias_grad = product_in_grads(
         z_grad, saved.state, saved.in_table, plan, (state_needed, needed[0], needed[1])
     )

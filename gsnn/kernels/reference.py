@@ -30,6 +30,7 @@ class Products(NamedTuple):
 
 
 BATCHED = Products(plain_in, plain_out)
+CAPTURES_ON = "captures are on the way to the output"
 
 
 def capture(z: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
@@ -41,6 +42,24 @@ def capture(z: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
     return captured, z if plan.natural else permute_rows(z, plan.order, plan.rank)
 
 
+def middle(
+    z: Tensor, w: Weights, form: Form, plan: Plan
+) -> tuple[Tensor, tuple[Tensor | None, Tensor | None]]:
+    """What lies between the two products of a block, (N, C, B) in plan order, and the statistics of its norm."""
+    scale, shift = (
+        None if t is None else plan.to_nodes(t.view(plan.n_nodes, -1, 1)) for t in (w.scale, w.shift)
+    )
+    of_norm: tuple[Tensor | None, Tensor | None] = (None, None)
+    if form.dims is not None:
+        z, unit_scale, mean = plain_unit(z, scale, shift, form.dims, form.centre)
+        if form.over_batch:
+            of_norm = (unit_scale, mean)
+    elif scale is not None and shift is not None:
+        z = z * scale + shift
+    z = torch.nn.functional.elu(z)
+    return (z if w.factor is None else z * w.factor), of_norm
+
+
 def plain_stack(
     state: Tensor,
     flat: Sequence[Tensor | None],
@@ -50,7 +69,7 @@ def plain_stack(
     statistics: list[Tensor | None] | None = None,
     products: Products = BATCHED,
 ) -> tuple[Tensor, list[Tensor]]:
-    """The stack by differentiable operations: its result and what each ``lin_out`` reads.
+    """The stack by differentiable operations: its result and what each ``lin_out`` reads, in the given order.
 
     ``tapped`` gets two captures of each block that lie on the way: before the norm, and what is read;
     ``statistics`` the two of each block's norm.
@@ -66,21 +85,11 @@ def plain_stack(
 
     for w in split(flat):
         z = tap(products.lin_in(state, w.in_values.view(-1, form.channels), w.in_bias, plan))
-        of_norm: tuple[Tensor | None, Tensor | None] = (None, None)
-        if form.dims is not None:
-            scale, shift = (
-                None if t is None else plan.to_nodes(t.view(-1, 1, 1)) for t in (w.scale, w.shift)
-            )
-            z, unit_scale, mean = plain_unit(z, scale, shift, form.dims, form.centre)
-            if form.over_batch:
-                of_norm = (unit_scale, mean)
+        z, of_norm = middle(z, w, form, plan)
         if statistics is not None:
             statistics.extend(of_norm)
-        z = torch.nn.functional.elu(z)
-        if w.factor is not None:
-            z = z * w.factor
         z = tap(z)
-        read.append(z)
+        read.append(plan.from_nodes(z))
         through = None if w.residual is None else state
         out_values = w.out_values.view(-1, form.channels)
         state = products.lin_out(z, out_values, w.out_bias, through, w.residual, plan)
@@ -98,8 +107,8 @@ class Reference:
         return None
 
     def refuses(self, state: Tensor, blocks: Sequence[Weights], form: Form, plan: Plan) -> str | None:
-        """None: it runs everything."""
-        return None
+        """None but for captures on the way: it runs everything else."""
+        return CAPTURES_ON if form.inside else None
 
     def forward(self, state: Tensor, blocks: Sequence[Weights], form: Form, plan: Plan, keep: bool) -> Passed:
         """See :class:`gsnn.kernels.interface.BlockKernel`."""

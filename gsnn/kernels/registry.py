@@ -123,6 +123,7 @@ def chosen(model: Any, x: Any) -> list[Choice]:
             choices.append(Choice(SEPARATE, dict.fromkeys(KERNELS, separate)))
             continue
         taken = pick(state, [weights], form, plan)
+        refused = taken.refuses(state, [weights], form, plan)
         why_not = {
             name: kernel.missing()
             or kernel.refuses(state, [weights], form, plan)
@@ -130,5 +131,7 @@ def chosen(model: Any, x: Any) -> list[Choice]:
             for name, kernel in KERNELS.items()
             if kernel is not taken
         }
-        choices.append(Choice(taken.name, why_not))
+        if refused is not None:  # the last of those asked is no kernel for this
+            why_not[taken.name] = refused
+        choices.append(Choice(taken.name if refused is None else SEPARATE, why_not))
     return choices

@@ -125,7 +125,7 @@ def _table(side: Side, form: Form, state: Tensor, samples: np.ndarray, flats: Se
         ("channels", side.channels),
         ("samples", samples[:, None]),
         ("width", state.shape[1]),
-        ("norm", native._NORMS[form.dims]),
+        ("norm", native.NORMS[form.dims]),
         ("centre", form.centre),
     ):
         table[..., _COLUMN[name]] = value
@@ -249,7 +249,7 @@ class _Blocks(torch.autograd.Function):
         side: Side = ctx.side
         state, between, *flats = ctx.saved_tensors
         L, starts, item = side.layers, _starts(side, state), state.element_size()
-        grad = native._in_memory(grad).contiguous()
+        grad = native.in_memory(grad).contiguous()
         table = _table(side, ctx.form, state, ctx.samples, flats)
         _fill_factors(table, side, ctx.factors)
         table[..., _COLUMN["state"]] = starts + np.array([t.data_ptr() for t in (state, *between)])

@@ -3,8 +3,9 @@
 ``lin_in``, a norm that averages (or none), ELU, an optional constant factor (dropout, node mask) and
 ``lin_out`` with its residual. One operation keeps a few tensors per block for the backward pass and
 spares autograd's bookkeeping between the steps, which is where a small network's time goes. Which kernel
-computes it :mod:`gsnn.kernels.registry` says. Anything else, and any block whose captures lie on the way to
-its output, runs as the separate operations of :mod:`gsnn.kernels.bucketed` and :mod:`gsnn.kernels.channels`.
+computes it :mod:`gsnn.kernels.registry` says. Where captures lie on the way to the output the compiled
+kernel runs the stack as a chain (:mod:`gsnn.kernels._chain`). Anything else, and captures on the way with any other
+kernel, runs as the separate operations of :mod:`gsnn.kernels.bucketed` and :mod:`gsnn.kernels.channels`.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from gsnn.kernels.bucketed import Tensor, differentiable_grads
+from gsnn.kernels._chain import run_chain
 from gsnn.kernels.form import Form, Weights, split
 from gsnn.kernels.interface import BlockKernel
 from gsnn.kernels.plan import Plan
@@ -35,7 +37,7 @@ class Stack(torch.autograd.Function):
         *flat: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
         """The new state, two statistics of each block, and what is given aside."""
-        result, saved, statistics, aside = kernel.forward(state, split(flat), form, plan, keep)
+        result, saved, statistics, aside, _ = kernel.forward(state, split(flat), form, plan, keep)
         ctx.kernel, ctx.form, ctx.plan, ctx.inside, ctx.n_flat = kernel, form, plan, inside, len(flat)
         ctx.save_for_backward(state, *flat, *saved)
         ctx.mark_non_differentiable(*(t for t in statistics if t is not None))
@@ -87,6 +89,8 @@ def run_blocks(
 ) -> tuple[Tensor, list[tuple[Tensor | None, Tensor | None]], list[Tensor], Inside | None]:
     """Each block in turn: ``lin_out(factor * elu(norm(lin_in(state)))) + relu(residual) state``.
 
+    For ``form.inside`` see :func:`run_with_captures`.
+
     Args:
         state: (R, B) edge state in the plan's rows, contiguous.
         blocks: the tensors of each block.
@@ -96,14 +100,39 @@ def run_blocks(
     Returns:
         The new state (R, B); for each block the ``1 / sqrt(v + 1e-5)`` and mean of a norm over the
         batch (else None); and,
-        for ``form.aside``, for each block the activations (N, C, B) in plan order that ``lin_out`` read, and,
+        for ``form.aside``, for each block the activations (N, C, B) that ``lin_out`` read, and,
         where there are gradients, what its captures can be read from.
     """
     flat = [tensor for block in blocks for tensor in block]
-    every = [state, *(tensor for block in blocks for tensor in block[:-1])]
-    keep = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in every)
+    keep = _has_gradients(state, blocks)
     kernel = pick(state, blocks, form, plan)
     inside = Inside(state, flat, form, plan) if form.aside and keep else None
     state, *others = Stack.apply(kernel, form, plan, keep, inside, state, *flat)
     statistics, aside = others[: 2 * len(blocks)], others[2 * len(blocks) :]
     return state, list(zip(statistics[::2], statistics[1::2], strict=True)), aside, inside
+
+
+def run_with_captures(
+    state: Tensor, blocks: Sequence[Weights], form: Form, plan: Plan
+) -> tuple[Tensor, list[tuple[Tensor | None, Tensor | None]], Sequence[Tensor], Sequence[Tensor]]:
+    """The same with the captures on the way to the result, by a kernel that does not refuse ``form.inside``.
+
+    Returns:
+        The new state (R, B); the statistics; and of each block the result of ``lin_in`` and what ``lin_out``
+        read, both (B, N*C), nodes in the given order.
+    """
+    keep = _has_gradients(state, blocks)
+    with torch.no_grad():
+        passed = pick(state, blocks, form, plan).forward(state, blocks, form, plan, keep)
+    statistics = list(zip(passed.statistics[::2], passed.statistics[1::2], strict=True))
+    if not keep:
+        return passed.state, statistics, passed.before, passed.aside
+    result, before, aside = run_chain(passed, state, blocks, form, plan)
+    return result, statistics, before, aside
+
+
+def _has_gradients(state: Tensor, blocks: Sequence[Weights]) -> bool:
+    if not torch.is_grad_enabled():
+        return False
+    every = [state, *(tensor for block in blocks for tensor in block[:-1])]
+    return any(tensor is not None and tensor.requires_grad for tensor in every)

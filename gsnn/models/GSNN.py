@@ -21,7 +21,7 @@ from gsnn.models._recompute import recomputation
 from gsnn.models.context import ContextGate, context_columns
 from gsnn.models.growth import Growing
 from gsnn.models.norms import NORMS, NodeNorm, Norm
-from gsnn.models.ResBlock import NodeMLP, ResBlock, kernel_cases, run_fused
+from gsnn.models.ResBlock import NodeMLP, ResBlock, kernel_cases, run_fused, runs_fused
 from gsnn.models.signs import EdgeSigns, bind, check_signs, signs_of_edges
 from gsnn.models.SparseLinear import INITS, Init, SparseLinear
 
@@ -270,7 +270,7 @@ class GSNN(Growing):
 
         gate = None if self.gate is None else self.gate(x, plan)
         blocks = self._blocks
-        if edge_rows is None and gate is None and self._all_fusible(blocks, node_rows):
+        if edge_rows is None and gate is None and self._in_one(blocks, state, node_rows):
             state, blocks = run_fused(blocks, state, plan, node_rows), []
         for block in blocks:
             if self.checkpoint and torch.is_grad_enabled():
@@ -292,19 +292,21 @@ class GSNN(Growing):
             return (state.index_select(0, plan.row_of_edge) * depth).t().contiguous()
         return read_outputs(state, depth, plan)
 
-    def _all_fusible(self, blocks: list[ResBlock], node_mask: torch.Tensor | None) -> bool:
+    def _in_one(
+        self, blocks: list[ResBlock], state: torch.Tensor, node_mask: torch.Tensor | None
+    ) -> bool:
         """Whether the whole stack may run as one operation, which calls no block and so no hook."""
         return (
             not self.checkpoint
             and len({block.norm.training for block in blocks}) == 1
             and all(
-                block.fusible(node_mask)
-                and not block._forward_hooks
+                not block._forward_hooks
                 and not block._forward_pre_hooks
                 and not block._backward_hooks
                 and not block._backward_pre_hooks
                 for block in blocks
             )
+            and runs_fused(blocks, state, self.plan, node_mask)
         )
 
     def kernel_cases(self, x: torch.Tensor) -> list[Case]:

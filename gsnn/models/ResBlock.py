@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from gsnn.captures import Capture, CaptureNames
+from gsnn.captures import MODES, Capture, CaptureNames, Mode
 from gsnn.kernels import bucketed, scatter
 from gsnn.kernels.bucketed import plain_needed
 from gsnn.kernels.channels import elu
@@ -14,7 +14,8 @@ from gsnn.kernels.form import Form, Weights
 from gsnn.kernels.interface import Case
 from gsnn.kernels.plan import Plan
 from gsnn.kernels.reference import capture
-from gsnn.kernels.stack import run_blocks
+from gsnn.kernels.registry import pick
+from gsnn.kernels.stack import run_blocks, run_with_captures
 from gsnn.models.norms import NodeNorm, update_statistics
 from gsnn.models.SparseLinear import SparseLinear
 
@@ -113,7 +114,7 @@ class ResBlock(CaptureNames, torch.nn.Module):
             node_mask: (N, 1, 1) or (N, 1, B) in plan order, multiplies the channels.
             gate: (N, 1, B) in plan order, multiplies them too, before they are captured.
         """
-        if gate is None and self.fusible(node_mask):
+        if gate is None and runs_fused([self], state, plan, node_mask):
             return run_fused([self], state, plan, node_mask)
         in_values = self.lin_in.table().view(-1, self.channels)
         out_values = self.lin_out.table().view(-1, self.channels)
@@ -153,16 +154,12 @@ class ResBlock(CaptureNames, torch.nn.Module):
         modules = self._modules
         norm: Any = modules["norm"]
         lin_in: Any = modules["lin_in"]
-        if self.capture.mode == "on":
-            return "captures are on the way to the output"
-        if node_mask is not None and self.capture.mode == "aside":
+        if node_mask is not None and self.capture.mode != "off":
             return "captures lie before the node mask"
         if not self._plain_elu:
             return "the nonlinearity is not ELU with alpha 1"
-        if norm.kind != "none" and norm.dims is None:
-            return (
-                f"the norm is {norm.kind}" if norm.kind == "softmax" else "the norm uses running statistics"
-            )
+        if norm.kind == "softmax":
+            return "the norm is softmax"
         if norm.kind != "none" and not self.norm_first:
             return "the norm comes after the nonlinearity"
         if self.node_mlp is not None:
@@ -189,20 +186,22 @@ class ResBlock(CaptureNames, torch.nn.Module):
         modules: dict[str, Any] = self._modules
         norm, lin_in, lin_out = (modules[name] for name in ("norm", "lin_in", "lin_out"))
         residual = self._parameters.get("residual_weight", self._buffers.get("residual_weight"))
+        scale, shift = norm.maps()
         return Weights(
             lin_in.table(),
             lin_in._parameters["bias"],
-            norm.scale(),
-            norm._parameters["bias"],
+            scale,
+            shift,
             lin_out.table(),
             lin_out._parameters["bias"],
             residual,
             factor,
         )
 
-    def form(self, aside: bool) -> Form:
-        """What the block computes besides its products."""
-        return Form(self.channels, self.norm.dims, self.norm.centre, aside)
+    def form(self, mode: Mode) -> Form:
+        """What the block computes besides its products, with captures of this mode."""
+        norm = self.norm
+        return Form(self.channels, norm.dims, norm.centre, aside=mode == "aside", inside=mode == "on")
 
     def _nonlin(self, z: torch.Tensor) -> torch.Tensor:
         return elu(z) if self._plain_elu else self.nonlin(z)
@@ -216,24 +215,47 @@ def kernel_cases(blocks: Sequence[ResBlock], x: torch.Tensor, plan: Plan) -> lis
             block.why_separate(None),
             state,
             block._weights(None),
-            block.form(block.capture.mode != "off"),
+            block.form(block.capture.mode),
             plan,
         )
         for block in blocks
     ]
 
 
+def _most(blocks: Sequence[ResBlock]) -> Mode:
+    """The most that a capture of any of the blocks asks for."""
+    return max((block.capture.mode for block in blocks), key=MODES.index)
+
+
+def runs_fused(
+    blocks: Sequence[ResBlock], state: torch.Tensor, plan: Plan, node_mask: torch.Tensor | None
+) -> bool:
+    """Whether :func:`run_fused` may run the blocks, of one form: all fit, and a kernel takes their captures."""
+    if not all(block.fusible(node_mask) for block in blocks):
+        return False
+    form = blocks[0].form(_most(blocks))
+    if not form.inside:  # whatever is picked takes everything else
+        return True
+    weights = [block._weights(None) for block in blocks]
+    return pick(state, weights, form, plan).refuses(state, weights, form, plan) is None
+
+
 def run_fused(
     blocks: Sequence[ResBlock], state: torch.Tensor, plan: Plan, node_mask: torch.Tensor | None
 ) -> torch.Tensor:
     """The blocks in turn, as one differentiable operation; all of one form and ``fusible``."""
-    form = blocks[0].form(aside=any(block.capture.mode != "off" for block in blocks))
+    form = blocks[0].form(_most(blocks))
     weights = [block.weights(state, plan, node_mask) for block in blocks]
-    result, statistics, aside, inside = run_blocks(state, weights, form, plan)
-    rank = None if plan.natural else plan.rank
-    for k, (block, nodes) in enumerate(zip(blocks, aside, strict=False)):  # none where none is wanted
-        if block.capture.mode != "off":
-            block.capture.leave_aside(nodes, rank, None if inside is None else partial(inside.read, k))
+    if form.inside:
+        result, statistics, before, after = run_with_captures(state, weights, form, plan)
+        for block, z, activation in zip(blocks, before, after, strict=True):
+            if block.capture.mode != "off":
+                block.capture.leave(z, activation)
+    else:
+        result, statistics, aside, inside = run_blocks(state, weights, form, plan)
+        for k, (block, nodes) in enumerate(zip(blocks, aside, strict=False)):  # none where none is wanted
+            if block.capture.mode != "off":
+                block.capture.leave_aside(nodes, None, None if inside is None else partial(inside.read, k))
     size = len(blocks[0].channel_groups) * state.shape[1]
     update_statistics([block.norm for block in blocks], statistics, size, plan)
     return result

@@ -64,6 +64,21 @@ class NodeNorm(torch.nn.Module):
         """Dimensions of (N, C, B) averaged over right now; None for a norm that averages nothing."""
         return None if self.over_batch and not self.training else _DIMS.get(self.kind)
 
+    def maps(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Scale and shift that a kernel applies: the learnt ones (N,), or None; by running statistics all that
+        the norm does, (N,) or (N*C,)."""
+        scale, shift = self.scale(), self._parameters["bias"]
+        if not self.over_batch or self.training:
+            return scale, shift
+        unit = (self.running_var + EPS).rsqrt()
+        if scale is None or shift is None:
+            return unit, -self.running_mean * unit
+        each = len(unit) // len(scale)
+        if each > 1:
+            scale, shift = scale.repeat_interleave(each), shift.repeat_interleave(each)
+        scale = scale * unit
+        return scale, shift - self.running_mean * scale
+
     def scale(self) -> torch.Tensor | None:
         """(N,) the learnt scales as they act, or None."""
         weight = self._parameters["weight"]

@@ -30,6 +30,7 @@
 #endif
 
 enum { NONE, PER_SAMPLE, PER_NODE, PER_CHANNEL };
+enum { WITHOUT_OUT = 1, WITHOUT_MIDDLE = 2, WITHOUT_IN = 4 };
 enum { SLICE = 128, PATIENCE = 50000 };
 
 typedef struct {
@@ -45,14 +46,18 @@ typedef struct {
 
 typedef struct {
     int64_t is_double, channels, samples, width, norm, centre;
+    int64_t per_channel; /* scale and shift are those of channels, not of nodes; without a norm only */
     double gate; /* relu of the residual weight; 0 where there is no residual */
     const void *state, *in_values, *in_bias, *scale, *shift, *out_values, *out_bias, *factor;
     int64_t factor_node, factor_channel, factor_sample;
-    /* forward */
-    void *result, *aside, *stat_scale, *stat_mean;
-    /* backward */
+    /* forward; before and aside are (N, C, samples), nodes in the given order: lin_in's result, and what
+       lin_out reads */
+    void *result, *before, *aside, *stat_scale, *stat_mean;
+    /* backward; without some of its parts it begins with read_grad, or ends with before_grad or aside_grad */
+    int64_t without;
     const void *grad, *read_grad;
     int64_t read_node, read_channel, read_sample;
+    void *before_grad, *aside_grad; /* the full gradients at what the forward pass calls before and aside */
     void *next, *in_values_grad, *in_bias_grad, *scale_grad, *shift_grad, *out_values_grad, *out_bias_grad;
     double *dots;
 } block_t;
@@ -147,7 +152,7 @@ TARGET_END
 #include "level.h"
 
 /* Raised with every change of the structures, so that an old build is not called with new ones. */
-EXPORT int gsnn_version(void) { return 4; }
+EXPORT int gsnn_version(void) { return 5; }
 
 /* What this machine runs: 2 for AVX-512, 1 for AVX2, 0 for anything else. */
 EXPORT int gsnn_level(void) {

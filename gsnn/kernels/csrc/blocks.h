@@ -207,6 +207,13 @@ static inline void NAME(fetch_out)(const plan_t *plan, const block_t *k, int64_t
     }
 }
 
+/* The node's channels, without what pads them, to or from (N, C, samples). */
+static void NAME(put)(void *all, const REAL *rows, const block_t *k, int64_t node, int64_t b0, int64_t width) {
+    const int64_t count = k->samples - b0 < width ? k->samples - b0 : width;
+    REAL *to = (REAL *)all + node * k->channels * k->samples + b0;
+    for (int64_t c = 0; c < k->channels; c++) memcpy(to + c * k->samples, rows + c * width, count * sizeof(REAL));
+}
+
 /* unit = (z - m) s, active = elu(unit * weight + shift), read = active * factor. */
 static void NAME(activate)(const plan_t *plan, const block_t *k, int64_t place, int64_t b0, int64_t width,
                            NAME(scratch) * s) {
@@ -219,9 +226,10 @@ static void NAME(activate)(const plan_t *plan, const block_t *k, int64_t place, 
         s->w[e] = values + plan->in_weight[first + e] * C;
     }
     NAME(gather)(s->unit, k->in_bias ? (const REAL *)k->in_bias + node * C : 0, s->w, s->x, n, C, width);
+    if (k->before) NAME(put)(k->before, s->unit, k, node, b0, width);
     const REAL eps = k->centre ? (REAL)1e-5 : (REAL)1e-6;
-    const REAL weight = k->scale ? ((const REAL *)k->scale)[node] : 1;
-    const REAL shift = k->shift ? ((const REAL *)k->shift)[node] : 0;
+    const REAL weight = k->scale && !k->per_channel ? ((const REAL *)k->scale)[node] : 1;
+    const REAL shift = k->shift && !k->per_channel ? ((const REAL *)k->shift)[node] : 0;
     if (k->norm == PER_SAMPLE) {
         for (int64_t b = 0; b < width; b += LANES) {
             vec mean = {0}, square = {0};
@@ -266,6 +274,13 @@ static void NAME(activate)(const plan_t *plan, const block_t *k, int64_t place, 
                 ((REAL *)k->stat_mean)[place * groups + group] = mean;
             }
         }
+    }
+    if (k->per_channel) {
+        const REAL *weights = (const REAL *)k->scale + node * C, *shifts = (const REAL *)k->shift + node * C;
+        for (int64_t c = 0; c < C; c++)
+            for (int64_t b = 0; b < width; b += LANES)
+                AT(s->active + c * width + b) = NAME(elu)(CAT(s->unit + c * width + b) * weights[c] + shifts[c]);
+        return;
     }
     for (int64_t i = 0; i < C * width; i += LANES)
         AT(s->active + i) = NAME(elu)(CAT(s->unit + i) * weight + shift);
@@ -317,7 +332,7 @@ static int64_t NAME(forward)(const plan_t *plan, const block_t *k, int64_t *take
     NAME(scratch) s;
     const int64_t C = k->channels, slice = NAME(slice)(k);
     const REAL gate = (REAL)k->gate, *state = k->state, *values = k->out_values, *biases = k->out_bias;
-    REAL *result = k->result, *aside = k->aside;
+    REAL *result = k->result;
     if (NAME(prepare)(&s, plan, k, slice)) return -1;
     FOR_EACH_SHARE(plan, place, taken, share) {
         for (int64_t b0 = 0; b0 < k->width; b0 += slice) {
@@ -328,11 +343,7 @@ static int64_t NAME(forward)(const plan_t *plan, const block_t *k, int64_t *take
                 NAME(scale_rows)(s.read, s.active, k, place, b0, width);
                 read = s.read;
             }
-            if (aside) {
-                const int64_t count = k->samples - b0 < width ? k->samples - b0 : width;
-                for (int64_t c = 0; c < C; c++)
-                    memcpy(aside + (place * C + c) * k->samples + b0, read + c * width, count * sizeof(REAL));
-            }
+            if (k->aside) NAME(put)(k->aside, read, k, plan->node[place], b0, width);
             const int64_t first = plan->out_ptr[place], n = plan->out_ptr[place + 1] - first;
             NAME(fetch_out)(plan, k, place + 1, b0, width);
             for (int64_t e = 0; e < n; e++) {
@@ -357,8 +368,29 @@ static int64_t NAME(forward)(const plan_t *plan, const block_t *k, int64_t *take
     return here;
 }
 
+/* The same where there is no norm but a scale and a shift, of the node or of each of its channels. */
+static void NAME(map_grads)(const block_t *k, int64_t node, int64_t width, NAME(scratch) * s, int add) {
+    const int64_t C = k->channels, n = k->per_channel ? C : 1, first = node * n;
+    REAL *scale_grad = k->scale_grad, *shift_grad = k->shift_grad;
+    for (int64_t c = 0; c < C; c++) {
+        const int64_t at = first + (k->per_channel ? c : 0);
+        const REAL weight = ((const REAL *)k->scale)[at];
+        REAL *g = s->grad + c * width;
+        if (scale_grad) {
+            const int further = add || (c && !k->per_channel);
+            scale_grad[at] = NAME(row_dot)(g, s->unit + c * width, width) + (further ? scale_grad[at] : 0);
+            shift_grad[at] = NAME(row_sum)(g, width) + (further ? shift_grad[at] : 0);
+        }
+        for (int64_t b = 0; b < width; b += LANES) AT(g + b) *= weight;
+    }
+}
+
 /* The gradient for z in place of that for elu(norm(z)), and those of the norm's scale and shift. */
 static void NAME(norm_grads)(const block_t *k, int64_t node, int64_t width, NAME(scratch) * s, int add) {
+    if (k->norm == NONE && k->scale) {
+        NAME(map_grads)(k, node, width, s, add);
+        return;
+    }
     const int64_t C = k->channels;
     const REAL weight = k->scale ? ((const REAL *)k->scale)[node] : 1;
     vec with_unit = {0}, alone = {0};
@@ -407,9 +439,72 @@ static void NAME(norm_grads)(const block_t *k, int64_t node, int64_t width, NAME
     }
 }
 
+/* The gradient that comes from outside, added to the one there is or in its place. */
+static void NAME(take_grad)(const block_t *k, int64_t node, int64_t b0, int64_t width, REAL *grad, int add) {
+    const int64_t count = k->samples - b0 < width ? k->samples - b0 : width, step = k->read_sample;
+    for (int64_t c = 0; c < k->channels; c++) {
+        const REAL *more = (const REAL *)k->read_grad + node * k->read_node + c * k->read_channel + b0 * step;
+        REAL *to = grad + c * width;
+        if (!add) memset(to, 0, width * sizeof(REAL));
+        if (step == 1)
+            for (int64_t b = 0; b < count; b++) to[b] += more[b];
+        else
+            for (int64_t b = 0; b < count; b++) to[b] += more[b * step];
+    }
+}
+
+/* From the gradients of the node's outgoing edges to that of what lin_out read. */
+static void NAME(back_out)(const plan_t *plan, const block_t *k, int64_t place, int64_t b0, int64_t width,
+                           const REAL *read, NAME(scratch) * s, int add) {
+    const int64_t C = k->channels, first = plan->out_ptr[place], n = plan->out_ptr[place + 1] - first;
+    const REAL *grad = k->grad;
+    REAL *bias_grad = k->out_bias_grad;
+    for (int64_t e = 0; e < n; e++) {
+        s->g[e] = grad + plan->out_row[first + e] * k->width + b0;
+        s->w[e] = (const REAL *)k->out_values + plan->out_weight[first + e] * C;
+        s->to[e] = (REAL *)k->out_values_grad + plan->out_weight[first + e] * C;
+        if (bias_grad) {
+            REAL *target = bias_grad + plan->out_edge[first + e];
+            *target = NAME(row_sum)(s->g[e], width) + (add ? *target : 0);
+        }
+    }
+    if (k->out_values_grad) NAME(weight_grads)(s->to, read, s->g, s->turned, n, C, width, add);
+    NAME(gather)(s->grad, 0, s->w, s->g, n, C, width);
+}
+
+/* From the gradient of lin_in's result to those of the node's incoming edges. Returns the sum of their products
+   with the state, for the residual's weight. */
+static double NAME(back_in)(const plan_t *plan, const block_t *k, int64_t place, int64_t b0, int64_t width,
+                            NAME(scratch) * s, int add) {
+    const int64_t C = k->channels, first = plan->in_ptr[place], n = plan->in_ptr[place + 1] - first;
+    const REAL *grad = k->grad;
+    double dot = 0;
+    for (int64_t e = 0; e < n; e++) {
+        const int64_t row = plan->in_row[first + e] * k->width + b0;
+        s->g[e] = grad + row;
+        s->x[e] = (const REAL *)k->state + row;
+        s->w[e] = (const REAL *)k->in_values + plan->in_weight[first + e] * C;
+        s->to[e] = (REAL *)k->in_values_grad + plan->in_weight[first + e] * C;
+        if (k->dots) dot += NAME(row_dot)(s->g[e], s->x[e], width);
+    }
+    if (k->in_values_grad) NAME(weight_grads)(s->to, s->grad, s->x, s->turned, n, C, width, add);
+    if (k->in_bias_grad)
+        for (int64_t c = 0; c < C; c++) {
+            REAL *target = (REAL *)k->in_bias_grad + plan->node[place] * C + c;
+            *target = NAME(row_sum)(s->grad + c * width, width) + (add ? *target : 0);
+        }
+    if (k->next) {
+        for (int64_t e = 0; e < n; e++) s->to[e] = (REAL *)k->next + plan->in_row[first + e] * k->width + b0;
+        NAME(spread)(s->to, s->g, (REAL)k->gate, 0, s->w, s->grad, n, C, width);
+    }
+    return dot;
+}
+
 static int64_t NAME(backward)(const plan_t *plan, const block_t *k, int64_t *taken, int64_t share) {
     NAME(scratch) s;
     const int64_t C = k->channels, slice = NAME(slice)(k);
+    const int has_out = !(k->without & WITHOUT_OUT), has_middle = !(k->without & WITHOUT_MIDDLE);
+    const int has_in = !(k->without & WITHOUT_IN);
     const REAL gate = (REAL)k->gate, *grad = k->grad;
     REAL *next = k->next, *bias_grad = k->out_bias_grad;
     double *dots = k->dots;
@@ -420,64 +515,30 @@ static int64_t NAME(backward)(const plan_t *plan, const block_t *k, int64_t *tak
         for (int64_t b0 = 0; b0 < k->width; b0 += slice) {
             const int64_t width = k->width - b0 < slice ? k->width - b0 : slice, size = C * width;
             const int add = b0 > 0;
-            NAME(activate)(plan, k, place, b0, width, &s);
             REAL *read = s.active;
-            if (k->factor) {
-                read = s.read;
-                NAME(scale_rows)(read, s.active, k, place, b0, width);
+            if (has_out || has_middle) {
+                NAME(activate)(plan, k, place, b0, width, &s);
+                if (k->factor) NAME(scale_rows)(read = s.read, s.active, k, place, b0, width);
             }
-            int64_t first = plan->out_ptr[place], n = plan->out_ptr[place + 1] - first;
-            NAME(fetch_out)(plan, k, place + 1, b0, width);
-            for (int64_t e = plan->in_ptr[place]; e < plan->in_ptr[place + 1]; e++)
-                NAME(fetch_row)(grad + plan->in_row[e] * k->width + b0, width);
-            for (int64_t e = 0; e < n; e++) {
-                s.g[e] = grad + plan->out_row[first + e] * k->width + b0;
-                s.w[e] = (const REAL *)k->out_values + plan->out_weight[first + e] * C;
-                s.to[e] = (REAL *)k->out_values_grad + plan->out_weight[first + e] * C;
-                if (bias_grad) {
-                    REAL *target = bias_grad + plan->out_edge[first + e];
-                    *target = NAME(row_sum)(s.g[e], width) + (add ? *target : 0);
+            if (has_out) {
+                NAME(fetch_out)(plan, k, place + 1, b0, width);
+                for (int64_t e = plan->in_ptr[place]; has_in && e < plan->in_ptr[place + 1]; e++)
+                    NAME(fetch_row)(grad + plan->in_row[e] * k->width + b0, width);
+                NAME(back_out)(plan, k, place, b0, width, read, &s, add);
+            }
+            if (k->read_grad) NAME(take_grad)(k, node, b0, width, s.grad, has_out);
+            else if (!has_out) memset(s.grad, 0, size * sizeof(REAL));
+            if (k->aside_grad) NAME(put)(k->aside_grad, s.grad, k, node, b0, width);
+            if (has_middle) {
+                if (k->factor) NAME(scale_rows)(s.grad, s.grad, k, place, b0, width);
+                for (int64_t i = 0; i < size; i += LANES) {
+                    const vec a = CAT(s.active + i), g = CAT(s.grad + i);
+                    AT(s.grad + i) = IF_POSITIVE(a, g, g * a + g);
                 }
+                NAME(norm_grads)(k, node, width, &s, add);
+                if (k->before_grad) NAME(put)(k->before_grad, s.grad, k, node, b0, width);
             }
-            if (k->out_values_grad) NAME(weight_grads)(s.to, read, s.g, s.turned, n, C, width, add);
-            NAME(gather)(s.grad, 0, s.w, s.g, n, C, width);
-            if (k->read_grad) {
-                const int64_t count = k->samples - b0 < width ? k->samples - b0 : width;
-                for (int64_t c = 0; c < C; c++) {
-                    const REAL *more = (const REAL *)k->read_grad + place * k->read_node + c * k->read_channel;
-                    REAL *to = s.grad + c * width;
-                    more += b0 * k->read_sample;
-                    if (k->read_sample == 1)
-                        for (int64_t b = 0; b < count; b++) to[b] += more[b];
-                    else
-                        for (int64_t b = 0; b < count; b++) to[b] += more[b * k->read_sample];
-                }
-            }
-            if (k->factor) NAME(scale_rows)(s.grad, s.grad, k, place, b0, width);
-            for (int64_t i = 0; i < size; i += LANES) {
-                const vec a = CAT(s.active + i), g = CAT(s.grad + i);
-                AT(s.grad + i) = IF_POSITIVE(a, g, g * a + g);
-            }
-            NAME(norm_grads)(k, node, width, &s, add);
-
-            first = plan->in_ptr[place], n = plan->in_ptr[place + 1] - first;
-            for (int64_t e = 0; e < n; e++) {
-                const int64_t row = plan->in_row[first + e];
-                s.g[e] = grad + row * k->width + b0;
-                s.w[e] = (const REAL *)k->in_values + plan->in_weight[first + e] * C;
-                s.to[e] = (REAL *)k->in_values_grad + plan->in_weight[first + e] * C;
-                if (dots) dot += NAME(row_dot)(s.g[e], s.x[e], width);
-            }
-            if (k->in_values_grad) NAME(weight_grads)(s.to, s.grad, s.x, s.turned, n, C, width, add);
-            if (k->in_bias_grad)
-                for (int64_t c = 0; c < C; c++) {
-                    REAL *target = (REAL *)k->in_bias_grad + node * C + c;
-                    *target = NAME(row_sum)(s.grad + c * width, width) + (add ? *target : 0);
-                }
-            if (next) {
-                for (int64_t e = 0; e < n; e++) s.to[e] = next + plan->in_row[first + e] * k->width + b0;
-                NAME(spread)(s.to, s.g, gate, 0, s.w, s.grad, n, C, width);
-            }
+            if (has_in) dot += NAME(back_in)(plan, k, place, b0, width, &s, add);
         }
         if (dots) dots[place] = dot;
     }
