@@ -1,11 +1,11 @@
-"""What captures on the way to the output add to a training step: 24, 300 and 1,000 functions, B = 64, one thread.
+"""What captures on the way to the output add to a training step: 24, 300 and 1,000 functions, one thread.
 
-Four things take turns in one process, ten steps in a row each as in training; the fastest of each counts, in CPU
-seconds of the process, which other processes disturb less than the clock on the wall:
+Four things take turns in one process, ten steps of 64 samples in a row each, as in training; the fastest of
+each counts, in CPU seconds of the process, which other processes disturb less than the clock on the wall:
 
 - `plain`: forward pass, squared error, backward pass;
 - `captures`: the same with captures on and `retain_grad()` on the activations before each norm;
-- `regressor`: a step of `MagnitudeEdgeRegressor`'s loop, of which its own regression (`aux_step`) takes `aux`;
+- `regressor`: a step of `MagnitudeEdgeRegressor`'s loop, of which its regression (`aux_step`) takes `aux`;
 - `inferer`: one batch of `MagnitudeEdgeInferer.fit`, its statistics included.
 
     python benchmarks/captures.py

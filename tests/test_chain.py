@@ -67,7 +67,9 @@ def test_outputs_captures_and_gradients(norm, share_layers):
     both(act, norm=norm, share_layers=share_layers, dropout=0.3)
 
 
-@pytest.mark.parametrize("options", [{"residual": False}, {"bias": False}, {"learn_residual": False}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"residual": False}, {"bias": False}, {"learn_residual": False}], ids=str
+)
 def test_what_may_be_absent(options):
     def act(model, x):
         output = model(x)
@@ -102,7 +104,7 @@ def test_running_statistics(norm):
 
 
 def test_what_is_added_on_the_way_and_hooks():
-    """Losses of the captures themselves, and hooks that replace or change a gradient, reach all that is below."""
+    """Losses of captures themselves, and hooks that replace or change a gradient, reach all that is below."""
 
     def act(model, x):
         output = model(x)
@@ -122,7 +124,8 @@ def test_a_loss_of_captures_alone_and_repeated_passes():
     def act(model, x):
         output = model(x)
         kept = captured(model)
-        one = torch.autograd.grad(kept[3].square().sum(), [*kept[:3], *model.ResBlocks[0].lin_in.parameters()])
+        weights = list(model.ResBlocks[0].lin_in.parameters())
+        one = torch.autograd.grad(kept[3].square().sum(), [*kept[:3], *weights])
         output = model(x)
         kept = captured(model)
         two = torch.autograd.grad(output.sum(), kept, retain_graph=True)

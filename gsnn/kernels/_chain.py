@@ -1,13 +1,14 @@
 """A stack of blocks whose captures lie on the way to its output.
 
-One forward pass of a kernel computes everything. To autograd the stack is then a chain of nodes: *between* two
-blocks (``lin_out``, residual, the next block's ``lin_in``) and *inside* each (norm, nonlinearity, factor). What
-passes from one to the next are the captures, so whoever reads them, adds to their gradients, or changes these
-by a hook sees and does what he would with separate operations.
+One forward pass of a kernel computes everything. To autograd the stack is then a chain of nodes: *between*
+two blocks (``lin_out``, residual, the next block's ``lin_in``) and *inside* each (norm, nonlinearity,
+factor). What passes from one to the next are the captures, so whoever reads them, adds to their gradients, or
+changes these by a hook sees and does what he would with separate operations.
 
-The backward pass is also computed at once, by the first node that it reaches. It hands out the gradients at the
-captures one by one, and each node that gets exactly what was handed to it passes on what is known already. One
-that gets something else, because something was added on the way, computes its own part, as do those after it.
+The backward pass is also computed at once, by the first node that it reaches. It hands out the gradients at
+the captures one by one, and each node that gets exactly what was handed to it passes on what is known
+already. One that gets something else, because something was added on the way, computes its own part, as do
+those after it.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gsnn.kernels.bucketed import differentiable_grads, plain_in, plain_out
 from gsnn.kernels._passes import Inner, Part, backward, backward_part
+from gsnn.kernels.bucketed import differentiable_grads, plain_in, plain_out
 from gsnn.kernels.form import N_WEIGHTS, Form, Weights, split
 from gsnn.kernels.interface import Passed
 from gsnn.kernels.plan import Plan

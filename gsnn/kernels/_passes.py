@@ -161,7 +161,7 @@ def backward(
 def _weight_grads(
     weights: Sequence[Weights], needed: Sequence[Sequence[bool]], plan: Plan
 ) -> list[list[Tensor | None]]:
-    """Uninitialised, in the order of the fields of ``Weights``, where needed: parts of one piece of memory."""
+    """Uninitialised, by the fields of ``Weights``, where needed: parts of one piece of memory."""
     wanted = [
         (k, field, tensor)
         for k, (w, want) in enumerate(zip(weights, needed, strict=True))

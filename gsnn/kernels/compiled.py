@@ -86,13 +86,16 @@ def _load() -> tuple[ctypes.CDLL | None, int]:
     paths = [path for path in built if path.suffix in _SUFFIXES]
     if not paths or ctypes.sizeof(ctypes.c_void_p) != 8:
         return None, 0
-    path = max(paths, key=lambda path: path.stat().st_mtime)  # an older build may lie beside it
-    try:
-        library = ctypes.CDLL(str(path))
-        current = library.gsnn_version() == _VERSION
-    except (OSError, AttributeError):  # of another machine, or damaged
-        current = False
-    if not current:
+    # Builds of other versions may lie beside it.
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            library = ctypes.CDLL(str(path))
+            current = library.gsnn_version() == _VERSION
+        except (OSError, AttributeError):  # of another machine, or damaged
+            continue
+        if current:
+            break
+    else:
         warnings.warn(
             f"{path.name} was built from another version of the package or for another machine and is not "
             "used: reinstall it (pip install -e .)",

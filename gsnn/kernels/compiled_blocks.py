@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from gsnn.kernels import compiled as native
 from gsnn.kernels import _passes as passes
+from gsnn.kernels import compiled as native
 from gsnn.kernels.form import Form, Weights
 from gsnn.kernels.interface import Passed
 from gsnn.kernels.plan import Plan

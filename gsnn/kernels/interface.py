@@ -23,7 +23,7 @@ class Passed(NamedTuple):
         saved: tensors for the backward pass, besides the state that came in and the weights.
         statistics: two for each block: where the norm is over the batch ``1 / sqrt(v + 1e-5)`` and the mean,
             (N, 1, 1) or (N, C, 1) in plan order, else None and None.
-        aside: for ``form.aside`` what ``lin_out`` read, (N, C, B) of each block in the given order of the nodes;
+        aside: for ``form.aside`` what ``lin_out`` read, (N, C, B) of each block, nodes in the given order;
             for ``form.inside`` (B, N*C); else none.
         before: for ``form.inside`` the results of ``lin_in``, (B, N*C) of each block.
     """

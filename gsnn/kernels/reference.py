@@ -45,7 +45,7 @@ def capture(z: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
 def middle(
     z: Tensor, w: Weights, form: Form, plan: Plan
 ) -> tuple[Tensor, tuple[Tensor | None, Tensor | None]]:
-    """What lies between the two products of a block, (N, C, B) in plan order, and the statistics of its norm."""
+    """What lies between a block's two products, (N, C, B) in plan order, and the statistics of its norm."""
     scale, shift = (
         None if t is None else plan.to_nodes(t.view(plan.n_nodes, -1, 1)) for t in (w.scale, w.shift)
     )

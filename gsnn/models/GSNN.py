@@ -292,9 +292,7 @@ class GSNN(Growing):
             return (state.index_select(0, plan.row_of_edge) * depth).t().contiguous()
         return read_outputs(state, depth, plan)
 
-    def _in_one(
-        self, blocks: list[ResBlock], state: torch.Tensor, node_mask: torch.Tensor | None
-    ) -> bool:
+    def _in_one(self, blocks: list[ResBlock], state: torch.Tensor, node_mask: torch.Tensor | None) -> bool:
         """Whether the whole stack may run as one operation, which calls no block and so no hook."""
         return (
             not self.checkpoint

@@ -230,7 +230,7 @@ def _most(blocks: Sequence[ResBlock]) -> Mode:
 def runs_fused(
     blocks: Sequence[ResBlock], state: torch.Tensor, plan: Plan, node_mask: torch.Tensor | None
 ) -> bool:
-    """Whether :func:`run_fused` may run the blocks, of one form: all fit, and a kernel takes their captures."""
+    """Whether :func:`run_fused` may run blocks of one form: all fit, and a kernel takes their captures."""
     if not all(block.fusible(node_mask) for block in blocks):
         return False
     form = blocks[0].form(_most(blocks))

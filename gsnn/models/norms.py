@@ -65,8 +65,10 @@ class NodeNorm(torch.nn.Module):
         return None if self.over_batch and not self.training else _DIMS.get(self.kind)
 
     def maps(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Scale and shift that a kernel applies: the learnt ones (N,), or None; by running statistics all that
-        the norm does, (N,) or (N*C,)."""
+        """Scale and shift that a kernel applies: the learnt ones (N,), or None.
+
+        By running statistics they are all that the norm does, (N,) or, of the norm ``batch``, (N*C,).
+        """
         scale, shift = self.scale(), self._parameters["bias"]
         if not self.over_batch or self.training:
             return scale, shift
