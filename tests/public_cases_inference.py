@@ -255,6 +255,7 @@ add(
     "gsnn.optim.magnitudes",
     check_aggregators=lambda w: call(["sum", "max"]),
     magnitudes=lambda w: call(w.captures, captured(w), captured(w)[1:], ["sum", "l2"], torch.float32),
+    kept_gradients=Case(lambda w: call([w.tensor(3).requires_grad_()]), changes=(0,)),
     check_finite=lambda w: call(w.tensor(6, 4, 9), 2, w.kept.names, 1),
 )
 NOTHING = np.zeros((6, 6), dtype=bool)

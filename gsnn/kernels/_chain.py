@@ -36,7 +36,8 @@ class _Known(NamedTuple):
     state: Tensor | None
     weights: list[list[Tensor | None]]
     inner: list[Inner]
-    versions: list[list[int]]
+    versions: list[tuple[int, ...]]
+    complete: bool  # whether the gradients of all weights that have any are among them
 
 
 class _Pass:
@@ -52,7 +53,8 @@ class _Pass:
         states, blocks = saved[:n_blocks], split(saved[n_blocks:])
         needed = [need and (weights_too or k == 0) for k, need in enumerate(self.needed)]
         found = backward(grad, states, blocks, self.form, self.plan, [None] * n_blocks, needed)  # type: ignore[arg-type]
-        self.known = _Known(*found, [[t._version for t in inner] for inner in found[2]])
+        versions = [(a._version, b._version, c._version) for a, b, c in found[2]]
+        self.known = _Known(*found, versions, weights_too)
         return self.known
 
     def part(
@@ -69,19 +71,9 @@ class _Pass:
         return self.plan.from_nodes(nodes).flatten(0, 1).t()
 
 
-def _handed(known: _Known | None, block: int, fields: Sequence[str], grads: Sequence[Tensor | None]) -> bool:
-    """Whether these gradients are the very ones that were handed out, and unchanged."""
-    if known is None:
-        return False
-    inner, versions = known.inner[block], known.versions[block]
-    return all(
-        grad is getattr(inner, field) and grad._version == versions[Inner._fields.index(field)]
-        for field, grad in zip(fields, grads, strict=True)
-    )
-
-
-def _lacks(grads: Sequence[Tensor | None], fields: Sequence[int], needed: Sequence[bool]) -> bool:
-    return any(need and grads[field] is None for field, need in zip(fields, needed, strict=True))
+def _is(grad: Tensor | None, known: _Known, k: int, field: int) -> bool:
+    """Whether this gradient is the very one of ``Inner`` that was handed out, and unchanged."""
+    return grad is not None and grad is known.inner[k][field] and grad._version == known.versions[k][field]
 
 
 class _Between(torch.autograd.Function):
@@ -124,19 +116,21 @@ class _Between(torch.autograd.Function):
             known = shared.find(grads[0], kept[6:], any(of_out[:2]) or not any(learnt))  # type: ignore[arg-type]
             inner, found = known.inner[k - 1], known.weights[k - 1]
             return *nothing, inner.aside, inner.after, found[4], found[5], None, None, None, None
-        known = shared.known
-        if _handed(known, k, ("after", "before"), grads):
-            assert known is not None
+        if (
+            (known := shared.known) is not None
+            and _is(grads[0], known, k, 0)
+            and _is(grads[1], known, k, 2)
+            and (known.complete or not any(needed[2:]))
+        ):
             found = known.weights[k]
-            before = known.weights[k - 1] if k else [None] * N_WEIGHTS
-            if not _lacks(found, _OF_IN, of_in) and not _lacks(before, _OF_OUT[:2], of_out[:2]):
-                inner_before = known.inner[k - 1] if k else None
-                first = (None, known.state)
-                if inner_before is not None:
-                    first = (inner_before.aside, inner_before.after)
-                else:
-                    shared.known = None
-                return *nothing, *first, before[4], before[5], None, found[0], found[1], found[6]
+            if k == 0:
+                shared.known = None
+                return *nothing, None, known.state, None, None, None, found[0], found[1], found[6]
+            inner, before = known.inner[k - 1], known.weights[k - 1]
+            return (
+                *(*nothing, inner.aside, inner.after, before[4], before[5], None),
+                *(found[0], found[1], found[6]),
+            )
         _, _, *kept = ctx.saved_tensors
         states, blocks = kept[6:8], split(kept[8:])
         wanted = [False] * N_WEIGHTS
@@ -211,12 +205,13 @@ class _Inside(torch.autograd.Function):
                 return shared.captured(middle(shared.nodes(z), block, shared.form, shared.plan)[0])
 
             return *nothing, *differentiable_grads(outputs, (z, w.scale, w.shift), needed, grad)
-        known = shared.known
-        if _handed(known, k, ("aside",), (grad,)):
-            assert known is not None
+        if (
+            (known := shared.known) is not None
+            and _is(grad, known, k, 1)
+            and (known.complete or not any(needed[1:]))
+        ):
             found = known.weights[k]
-            if not _lacks(found, _OF_MIDDLE, needed[1:]):
-                return *nothing, known.inner[k].before, found[2], found[3]
+            return *nothing, known.inner[k].before, found[2], found[3]
         _, state, *weights = ctx.saved_tensors
         wanted = [field in _OF_MIDDLE and needed[field - 1] for field in range(N_WEIGHTS)]
         before, found = shared.part("middle", grad, None, state, Weights(*weights), wanted)

@@ -120,10 +120,17 @@ def run_with_captures(
     Returns:
         The new state (R, B); the statistics; and of each block the result of ``lin_in`` and what ``lin_out``
         read, both (B, N*C), nodes in the given order.
+
+    Raises:
+        RuntimeError: the kernel refuses.
     """
     keep = _has_gradients(state, blocks)
+    kernel = pick(state, blocks, form, plan)
+    refused = kernel.refuses(state, blocks, form, plan)
+    if refused is not None:
+        raise RuntimeError(f"the blocks' tensors cannot be run with captures: {refused}")
     with torch.no_grad():
-        passed = pick(state, blocks, form, plan).forward(state, blocks, form, plan, keep)
+        passed = kernel.forward(state, blocks, form, plan, keep)
     statistics = list(zip(passed.statistics[::2], passed.statistics[1::2], strict=True))
     if not keep:
         return passed.state, statistics, passed.before, passed.aside

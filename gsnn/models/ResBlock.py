@@ -236,7 +236,7 @@ def runs_fused(
     form = blocks[0].form(_most(blocks))
     if not form.inside:  # whatever is picked takes everything else
         return True
-    weights = [block._weights(None) for block in blocks]
+    weights = [blocks[0]._weights(None)]  # the others are of the same sizes
     return pick(state, weights, form, plan).refuses(state, weights, form, plan) is None
 
 

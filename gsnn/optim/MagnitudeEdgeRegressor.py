@@ -21,7 +21,7 @@ from gsnn.optim.edge_table import (
     rank_in_targets,
 )
 from gsnn.optim.layer_captures import LayerCaptures
-from gsnn.optim.magnitudes import SCORES, check_aggregators, check_finite, magnitudes
+from gsnn.optim.magnitudes import SCORES, check_aggregators, check_finite, kept_gradients, magnitudes
 from gsnn.optim.recent import RecentSamples
 from gsnn.stats.processes import from_first, gathered, group_of, summed
 from gsnn.stats.regression import squared_error
@@ -167,7 +167,7 @@ class MagnitudeEdgeRegressor(nn.Module):
         self._recent = RecentSamples(window, self.n_pairs)
         self._best: dict[str, Any] | None = None
         self._waiting_for_forward = False
-        self._armed: list[Tensor] | None = None
+        self._armed: tuple[list[Tensor], list[Tensor | None]] | None = None
 
     def pre_forward(self) -> None:
         """Begin a step: switch the captures on. Call it right before `model(x)`."""
@@ -197,9 +197,7 @@ class MagnitudeEdgeRegressor(nn.Module):
                 f"the regressor is on {self.W.device} and the model on {captured[0].device}: call "
                 f"regressor.to({str(captured[0].device)!r}) before pre_forward()"
             )
-        for tensor in captured[1:]:
-            tensor.retain_grad()
-        self._armed = captured
+        self._armed = captured, kept_gradients(captured[1:])
         self._waiting_for_forward = False
 
     @torch.no_grad()
@@ -219,10 +217,10 @@ class MagnitudeEdgeRegressor(nn.Module):
             if not self._waiting_for_forward:
                 missing = f"pre_forward(), model(x), {missing}"
             raise RuntimeError(f"aux_step() has no gradients to learn from: call {missing} first")
-        grads = [t.grad for t in self._armed[1:]]
+        captured, grads = self._armed
         if all(g is None for g in grads):
             raise RuntimeError("aux_step() has no gradients to learn from: call loss.backward() first")
-        raw = magnitudes(self._captures, self._armed, grads, self.aggregators, self.W.dtype)
+        raw = magnitudes(self._captures, captured, grads, self.aggregators, self.W.dtype)
         self._end_step()
         group = group_of(self.process_group)
         everyone = gathered(raw, group)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -34,6 +35,22 @@ def check_aggregators(aggregators: Iterable[str]) -> tuple[str, ...]:
             f"aggregators must be one or more different ones of {', '.join(AGGREGATORS)}, got {names!r}"
         )
     return names
+
+
+def kept_gradients(tensors: Sequence[Tensor]) -> list[Tensor | None]:
+    """A list that backward passes fill with the gradients at `tensors`; None where none has come.
+
+    The same as `retain_grad()` keeps, without the copy that it makes.
+    """
+    found: list[Tensor | None] = [None] * len(tensors)
+
+    def keep(number: int, grad: Tensor) -> None:
+        before = found[number]
+        found[number] = grad if before is None else before + grad
+
+    for number, tensor in enumerate(tensors):
+        tensor.register_hook(partial(keep, number))
+    return found
 
 
 def magnitudes(
