@@ -62,6 +62,69 @@ def test_outputs_stay_and_every_weight_keeps_its_edge(norm, variant):
     torch.testing.assert_close(new(x), model(x), rtol=1e-13, atol=1e-13)
 
 
+def open_ends(model):
+    """Two new pairs input -> function, two function -> output (one output gets both), one in between."""
+    names, taken = model.graph.node_names_dict, set(named_edges(model))
+    fed = [(u, v) for u in names["input"] for v in names["function"] if (u, v) not in taken]
+    read = [(u, names["output"][1]) for u in names["function"] if (u, names["output"][1]) not in taken]
+    return [read[0], fed[0], free_pairs(model)[0], fed[-1], read[-1]]
+
+
+@pytest.mark.parametrize("options", [{}, {"residual": False}, {"share_layers": False, "bias": False}])
+@pytest.mark.parametrize("pruned", [False, True])
+def test_edges_from_inputs_and_to_outputs_change_no_output(options, pruned):
+    model, x = make(norm="groupbatch", n_function=12, **options)
+    model(x)
+    model.eval()
+    if pruned:
+        assert model.prune(0.2)
+    pairs = open_ends(model)
+    new = model.grown(pairs, seed=3)
+    torch.testing.assert_close(new(x), model(x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(new(x), dense_forward(new, x, training=False)[0], rtol=1e-10, atol=1e-11)
+    assert set(named_edges(new)) == set(named_edges(model)) | set(pairs)
+    assert new.graph == model.graph.with_edges(pairs)
+    output = model.graph.node_names_dict["output"][1]
+    degree = [sum(v == output for _, v in named_edges(m)) for m in (model, new)]
+    for block in range(model.layers):
+        for side in ("lin_in", "lin_out"):
+            before, after = (weights_by_name(m, block, side) for m in (model, new))
+            for (edge, channel), value in before.items():
+                grows = (degree[1] / degree[0]) ** 0.5 if edge[1] == output else 1.0
+                assert after[edge, channel] == pytest.approx(value * grows, rel=1e-14)
+            fresh = {key: v for key, v in after.items() if key not in before}
+            assert len(fresh) == model.channels * 3
+            assert all((v != 0) == (side == "lin_out" and key[0] == pairs[2]) for key, v in fresh.items())
+
+
+def test_edges_from_inputs_and_to_outputs_learn_at_once():
+    model, x = make(share_layers=False, n_function=12)
+    pairs = open_ends(model)
+    opt = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    model(x).square().sum().backward()
+    opt.step()
+    new, new_opt = model.grown(pairs, optimizer=opt)
+    for moment in ("exp_avg", "exp_avg_sq"):
+        for side in ("lin_in", "lin_out"):
+            states = [
+                o.state[getattr(m.ResBlocks[0], side).values] for o, m in ((opt, model), (new_opt, new))
+            ]
+            sums = [float(state[moment].abs().sum()) for state in states]
+            assert sums[0] == pytest.approx(sums[1]) and sums[0] > 0
+            assert len(states[1][moment]) - len(states[0][moment]) == 3 * model.channels
+    new_opt.zero_grad()
+    new(x).square().sum().backward()
+    edges = named_edges(new)
+    for side, which in (("lin_in", (1, 3)), ("lin_out", (0, 4))):
+        found = 0.0
+        for block in new.ResBlocks:
+            linear = getattr(block, side)
+            own = linear.indices[0 if side == "lin_in" else 1]
+            found += sum(float(linear.values.grad[own == edges.index(pairs[k])].abs().sum()) for k in which)
+        assert found > 0, side
+    new_opt.step()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("share_layers", [True, False])
 def test_new_edges_learn(backend, share_layers):
@@ -173,7 +236,8 @@ def test_the_optimizer_goes_on(kind, options, share_layers):
     ("pairs", "error", "said"),
     [
         ([("function1", "nobody")], ValueError, "'nobody'"),
-        ([("input1", "function2")], ValueError, "'input1'"),
+        ([("output1", "function2")], ValueError, "from an input or function node.*'output1'"),
+        ([("function2", "input1")], ValueError, "to a function or output node.*'input1'"),
         ([("function1", "function1")], ValueError, "self pair"),
         ([PAIRS[0], PAIRS[0]], ValueError, "given twice"),
         (["ab"], TypeError, "'ab'"),
