@@ -43,7 +43,10 @@ def complete(
     ] = None,
     stages: Annotated[int, typer.Option(help="In how many steps the budget is spent.")] = 8,
     candidates: Annotated[
-        Path | None, typer.Option(help="Table source, target[, weight]: pairs to choose from.")
+        Path | None,
+        typer.Option(
+            help="Table source, target[, weight]: pairs to choose from; also from inputs and to outputs."
+        ),
     ] = None,
     nodes: Nodes = None,
     source: Source = None,

@@ -1,4 +1,4 @@
-"""Which function -> function edges to add to a graph, from data alone.
+"""Which edges to add to a graph, from data alone.
 
 A network is trained briefly on the given graph; then, stage by stage, the edges that would lower its loss
 most steeply are added, and the grown network is trained on. What comes out is a graph that explains the data
@@ -23,7 +23,7 @@ from gsnn.data.scaling import Scaling, scaling_of
 from gsnn.graph.container import EDGE_TYPES, HeteroGraph, as_graph
 from gsnn.graph.depth import default_layers
 from gsnn.models.GSNN import GSNN
-from gsnn.optim.candidates import pair_weights
+from gsnn.optim.candidates import OpenPairs
 from gsnn.optim.cross_validation import CrossValidation as CrossValidation
 from gsnn.optim.cross_validation import complete_cv as complete_cv
 from gsnn.optim.edge_table import KeptEdges
@@ -83,7 +83,9 @@ def complete(
     verbose: bool = True,
     checkpoint_path: str | os.PathLike[str] | None = None,
 ) -> Completion:
-    """Add `budget` function -> function edges to `graph` such that a network on it predicts y from x.
+    """Add `budget` edges to `graph` such that a network on it predicts y from x.
+
+    They are function -> function edges; `candidates` may name others.
 
     Nothing but the given samples is read, and the same call gives the same result (on one kind of machine and
     number of threads).
@@ -100,7 +102,11 @@ def complete(
             them double the graph's.
         score: 'omp', orthogonal matching pursuit, or 'whitened', pairs one by one and one edge a target and
             stage; see :class:`gsnn.optim.FirstOrderEdgeInferer.FirstOrderEdgeInferer`.
-        candidates, priors: pairs to choose from, and weights of pairs; see its method `greedy`.
+        candidates, priors: pairs to choose from, by default all missing function -> function pairs, and
+            weights of pairs; see its method `greedy`. Candidates may lead from an input to a function node
+            (unknown targets of a drug) or from a function node to an output, too; in each stage the steepest
+            of all three types are added. Where a name stands for two nodes, a pair is a function -> function
+            edge if it can be one.
         validation: (x, y) that have no part in choosing or training; for `gain` and `path`, which need one
             training for each stage.
         seed: of weights and batches.
@@ -128,7 +134,8 @@ def complete(
         if not isinstance(validation, tuple) or len(validation) != 2:
             raise ValueError(f"validation must be (x, y) or None, got {type(validation).__name__}")
         held = Samples.of(like, *validation, "x of validation", "y of validation")
-    n_open = int((pair_weights(kept, candidates, priors) > 0).sum()) if budget != 0 else 0
+    open_ = OpenPairs.of(graph, candidates, priors) if budget != 0 else None
+    n_open = 0 if open_ is None else open_.number
     if isinstance(budget, int) and budget > n_open:
         raise ValueError(f"budget must be at most the number of candidate pairs, {n_open}, got {budget}")
     if budget == "auto" and held is None:
@@ -141,8 +148,8 @@ def complete(
     checkpoint = None if checkpoint_path is None else Path(checkpoint_path)
     if checkpoint is not None and not checkpoint.absolute().parent.is_dir():
         raise FileNotFoundError(f"checkpoint_path must be in a folder that exists, got {checkpoint}")
-    weights = "none" if n_open == 0 else repr(pair_weights(kept, candidates, priors).tolist())
-    identity = {"stages": stages, "budget": budget, "candidates": text_checksum(weights)}
+    of = "none" if open_ is None else open_.text()
+    identity = {"stages": stages, "budget": budget, "candidates": text_checksum(of)}
     watched = aside if budget == "auto" else None
     search = Search(graph, data, settings, seed, score, candidates, priors)
     work = Stages([search], settings, graph, watched, checkpoint, identity)
@@ -178,7 +185,7 @@ def complete(
     if model is None:
         final = everything if budget == "auto" and validation is None else data
         (model,) = trained_anew([grown], final, settings, seed)
-    return Completion(grown, model, _edge_rows(rows, model, held), path)
+    return Completion(grown, model, _edge_rows(rows, graph, model, held), path)
 
 
 def _no_longer_falls(losses: list[float]) -> bool:
@@ -201,7 +208,9 @@ def _smallest(errors: dict[int, torch.Tensor]) -> int:
     return best
 
 
-def _edge_rows(rows: list[tuple[int, str, str, float]], model: GSNN, held: Samples | None) -> pd.DataFrame:
+def _edge_rows(
+    rows: list[tuple[int, str, str, float]], graph: HeteroGraph, model: GSNN, held: Samples | None
+) -> pd.DataFrame:
     import pandas as pd
 
     table = pd.DataFrame(rows, columns=["stage", "src_func", "dst_func", "score"])
@@ -211,11 +220,17 @@ def _edge_rows(rows: list[tuple[int, str, str, float]], model: GSNN, held: Sampl
     if held is not None and scaling is not None and rows:
         aside = held.scaled(scaling)
         total = loss(model, aside)
-        first = model.graph.edge_index_dict[EDGE_TYPES[0]].shape[1] - len(rows)
+        place, end = {}, 0  # of each new edge among the flat ones
+        for etype in EDGE_TYPES:
+            n_old = graph.edge_index_dict[etype].shape[1]
+            end += model.graph.edge_index_dict[etype].shape[1]
+            for flat in range(end - model.graph.edge_index_dict[etype].shape[1] + n_old, end):
+                source, target = (model.homo_names[node] for node in model.edge_index[:, flat].tolist())
+                place[source, target] = flat
         gains = []
-        for k in range(len(rows)):
+        for _, source, target, _ in rows:
             mask = torch.ones(model.edge_index.shape[1], device=model.edge_index.device)
-            mask[first + k] = 0.0
+            mask[place[source, target]] = 0.0
             gains.append(float(squared_errors(model, aside, mask).nanmean()) - total)
         table["gain"] = gains
     return table

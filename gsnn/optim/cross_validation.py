@@ -14,8 +14,7 @@ from gsnn._checks import whole
 from gsnn.data.scaling import Scaling
 from gsnn.graph.container import HeteroGraph, as_graph
 from gsnn.graph.depth import default_layers
-from gsnn.optim.candidates import pair_weights
-from gsnn.optim.edge_table import KeptEdges
+from gsnn.optim.candidates import OpenPairs
 from gsnn.optim.search import Edge, Search, spend
 from gsnn.optim.staging import (
     CompletionSettings,
@@ -113,7 +112,6 @@ def complete_cv(
         settings = checked(number, stages, score, seed, settings)
     layers = default_layers(graph) if settings.layers is None else settings.layers
     settings = replace(settings, layers=layers)
-    kept = KeptEdges.of(graph)
     data = Samples.of(settings.model(graph, seed), x, y)
     n = len(x)
     labels = None if groups is None else np.asarray(groups)
@@ -122,23 +120,22 @@ def complete_cv(
     labels = None if labels is None else labels[data.rows.numpy()]
     splits = _splits(data, n, labels, folds, seed)
     most = max(numbers)
-    weights = pair_weights(kept, candidates, priors) if most else np.zeros((1, 1))
-    open_ = weights > 0
-    if most > open_.sum():
-        raise ValueError(f"budgets must be at most the number of candidate pairs, {open_.sum()}, got {most}")
-    pairs = [(kept.names[i], kept.names[j]) for i, j in np.argwhere(open_)] if most else []
+    open_ = OpenPairs.of(graph, candidates, priors) if most else None
+    pairs = [] if open_ is None else open_.pairs()
+    if most > len(pairs):
+        raise ValueError(f"budgets must be at most the number of candidate pairs, {len(pairs)}, got {most}")
     checkpoint = None if checkpoint_path is None else Path(checkpoint_path)
     if checkpoint is not None and not checkpoint.absolute().parent.is_dir():
         raise FileNotFoundError(f"checkpoint_path must be in a folder that exists, got {checkpoint}")
 
     parts = [data.take(train) for train, _ in splits]
     chosen: list[list[Edge]] = [[] for _ in splits]
-    if most:
+    if open_ is not None:
         searches = [
             Search(graph, part, settings, seed + fold, score, candidates, priors)
             for fold, part in enumerate(parts)
         ]
-        of = text_checksum(repr(weights.tolist()))
+        of = text_checksum(open_.text())
         spend(
             most,
             stages,

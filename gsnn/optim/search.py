@@ -13,14 +13,22 @@ from torch import Tensor
 
 from gsnn._progress import ProgressBar
 from gsnn.data.scaling import Scaling
-from gsnn.graph.container import HeteroGraph
+from gsnn.graph.container import EDGE_TYPES, HeteroGraph
+from gsnn.graph.types import EdgeType
 from gsnn.io import container
+from gsnn.optim.candidates import OpenPairs
+from gsnn.optim.first_order import FirstOrderInferer
 from gsnn.optim.FirstOrderEdgeInferer import FirstOrderEdgeInferer
+from gsnn.optim.InputEdgeInferer import InputEdgeInferer
+from gsnn.optim.OutputEdgeInferer import OutputEdgeInferer
 from gsnn.optim.staging import CompletionSettings, Samples, Score, loss, stage_sizes, train_together
 from gsnn.train.resume import check_same_run, describe_versions, graph_checksum, text_checksum
 
 KIND = "gsnn_completion"
 Edge = tuple[str, str]
+INFERERS: dict[EdgeType, type[FirstOrderInferer]] = dict(
+    zip(EDGE_TYPES, (FirstOrderEdgeInferer, InputEdgeInferer, OutputEdgeInferer), strict=True)
+)
 
 
 class Search:
@@ -28,7 +36,7 @@ class Search:
 
     Args:
         graph, data, settings, seed: as `complete` has them.
-        score, candidates, priors: as `FirstOrderEdgeInferer.greedy`.
+        score, candidates, priors: as `complete` has them.
     """
 
     def __init__(
@@ -54,20 +62,25 @@ class Search:
 
     def extend(self, k: int, stage: int) -> None:
         """Choose up to `k` more edges and grow the network by them."""
-        inferer = FirstOrderEdgeInferer(self.model, self.model.graph)
         size = 256
-        inferer.fit(
-            list(zip(self.scaled.x.split(size), self.scaled.y.split(size), strict=True)), verbose=False
-        )
-        found = inferer.greedy(
-            k,
-            score=self.score,
-            candidates=self.candidates,
-            priors=self.priors,
-            one_per_target=self.score != "omp",  # without projection the next best says the same again
-        )
-        columns = (found[name] for name in ("src_func", "dst_func", "score"))
-        new = [(stage, str(s), str(t), float(v)) for s, t, v in zip(*columns, strict=True)]
+        batches = list(zip(self.scaled.x.split(size), self.scaled.y.split(size), strict=True))
+        open_ = OpenPairs.of(self.model.graph, self.candidates, self.priors)
+        found: list[tuple[int, str, str, float]] = []
+        for etype in open_.weights:
+            inferer = INFERERS[etype](self.model, self.model.graph)
+            inferer.fit(batches, verbose=False)
+            best = inferer.greedy(
+                k,
+                score=self.score,
+                candidates=None if self.candidates is None else open_.pairs(etype),
+                priors=self.priors,
+                one_per_target=self.score != "omp",  # without projection the next best says the same again
+            )
+            columns = (best[name] for name in ("src_func", "dst_func", "score"))
+            found += [(stage, str(s), str(t), float(v)) for s, t, v in zip(*columns, strict=True)]
+        if len(open_.weights) > 1:  # all are the steepest decrease by a signal of unit variance
+            found.sort(key=lambda row: -row[3])
+        new = found[:k]
         self.rows += new
         self.model = self.model.grown([(s, t) for _, s, t, _ in new], seed=self.seed + stage)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from gsnn._checks import one_of, whole, within
 from gsnn._text import some_names
 from gsnn.data.scaling import scaling_of
-from gsnn.graph.container import as_graph
+from gsnn.graph.container import HeteroGraph, as_graph
 from gsnn.models.GSNN import GSNN
 from gsnn.optim._linearised import Linearised
 from gsnn.optim.candidates import named_pairs
@@ -68,8 +68,8 @@ def verify(
         model: a GSNN trained on `graph`, or on `graph` and some of the candidates, which are then taken out.
             It is not changed.
         graph: the graph without the candidates.
-        edges: (source, target) name pairs, or a table with columns `src_func`, `dst_func` (or `source`,
-            `target`).
+        edges: (source, target) name pairs of function nodes, or a table with columns `src_func`, `dst_func`
+            (or `source`, `target`).
         x, y: samples, as `gsnn.fit` takes them, in the units that the model was trained in (original ones
             where it carries a scaling). They must have had no part in choosing the edges or training the
             model.
@@ -111,7 +111,9 @@ def verify(
 
     graph = as_graph(graph, warn=False)
     kept = KeptEdges.of(graph)
-    pairs = check_missing(named_pairs(edges, "edges"), kept, "edges")
+    given = named_pairs(edges, "edges")
+    _check_inner(given, graph)
+    pairs = check_missing(given, kept, "edges")
     _check_options(margin, alpha, folds, how, seed)
     base = reduced(model, graph)
     samples = Samples.of(base, x, y)
@@ -155,6 +157,17 @@ def verify(
         alternatives[row] = tuple((kept.names[u], kept.names[v]) for u, v in found)
     table["alternatives"] = alternatives
     return table
+
+
+def _check_inner(pairs: Sequence[tuple[str, str]], graph: HeteroGraph) -> None:
+    names = graph.node_names_dict
+    inner, ends = set(names["function"]), {*names["input"], *names["output"]}
+    outer = [pair for pair in pairs if any(name in ends and name not in inner for name in pair)]
+    if outer:
+        raise ValueError(
+            "edges must join function nodes, as edges from inputs and to outputs cannot be verified, got "
+            f"{some_names(outer)}"
+        )
 
 
 def _check_options(margin: Any, alpha: Any, folds: Any, how: Any, seed: Any) -> None:
