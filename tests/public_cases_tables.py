@@ -467,10 +467,18 @@ add(
     settings_of=lambda w: call(w.options),
     put_aside=lambda w: call(w.small_data, 0),
     nested=Case(
-        lambda w: call(w.small_data, w.options, splits(w), 1, {"ridge": predictions(w)["ridge"]}, **spent(w)),
+        lambda w: call(
+            w.small_data,
+            w.options,
+            splits(w),
+            1,
+            {"ridge": predictions(w)["ridge"]},
+            epochs=[1] * len(splits(w)),
+            **spent(w),
+        ),
         slow=True,
     ),
-    completed=Case(lambda w: call(w.small_data, w.options, 1, worth(w), **spent(w)), slow=True),
+    completed=Case(lambda w: call(w.small_data, w.options, w.options, 1, worth(w), **spent(w)), slow=True),
     too_large=lambda w: call(w.small_data, w.options, added(w), 24),
     as_text=lambda w: call(added(w)),
 )
@@ -494,6 +502,11 @@ add(
         prints=True,
         slow=True,
     ),
+)
+add(
+    "gsnn.app.config",
+    Command=lambda w: call("check", help="What it does.\n\nExample: gsnn check"),
+    beside=lambda w: call(w.folder / "verified.csv"),
 )
 add(
     "gsnn.app.demo",
@@ -563,6 +576,7 @@ def inside(context):
 
 add(
     "gsnn.app.training",
+    length=lambda w: call(w.small_data, w.options, np.arange(24), 0, False),
     train_one=Case(
         lambda w: call(w.models[0], w.small_data, w.options, np.arange(24), None, 0, False), changes=(0,)
     ),

@@ -121,6 +121,7 @@ def test_misfits_end_with_one_line_and_code_2(paths, tmp_path, change, message):
         (["--folds", "1"], "error: folds must be 0"),
         (["--norm", "nope"], "error: norm must be one of"),
         (["--device", "abacus"], "error: device 'abacus' cannot be used"),
+        (["--epochs", "never"], "error: epochs must be a positive int or 'auto', got 'never'"),
         (["--lr", "-1"], "error: lr must be a positive number"),
         (["--groups", "nothing.tsv"], "error: no file nothing.tsv"),
         (["--nonsense", "1"], "No such option"),

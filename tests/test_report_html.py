@@ -85,6 +85,7 @@ def metrics(**changes):
             "good": {"mean": 0.0, "ridge": 0.2, "mlp": 0.3, "gsnn": 0.8},
             "flat": {"mean": 0.0, "ridge": 0.2, "mlp": 0.3, "gsnn": float("nan")},
         },
+        "why": {"layers": "4 layers, as asked for", "epochs": "40 epochs, by <loss>"},
         "unreached": [],
         "completion": {"skipped": "it was <off>"},
         "ranking": {
@@ -206,6 +207,7 @@ def test_tables_say_what_the_metrics_say():
     assert settings == [["channels", "8"], ["top", "15"], ["layers", "4"], ["device", "–"]]
     assert ["gsnn", "9.9"] in versions and ["edges function → function", "3"] in versions
     assert "known to be true" not in page().text
+    assert "4 layers, as asked for. 40 epochs, by <loss>." in page().text
 
 
 def test_bars_stay_inside_their_frame():

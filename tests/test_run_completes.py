@@ -16,14 +16,18 @@ from safetensors.torch import load_file
 
 import gsnn
 from gsnn.app import completion, workflow
+from gsnn.app.compare import make_splits
 from gsnn.app.completion import budgets_of, put_aside
 from gsnn.app.demo import write_tables
 from gsnn.app.settings import Options, new_model, settle
+from gsnn.app.training import length
 from gsnn.app.workflow import run
 from gsnn.data.tables import Data, load_data
+from gsnn.estimator.stopping import EpochChoice
 from gsnn.graph import EDGE_TYPES, HeteroGraph
 from gsnn.optim import search
 from gsnn.optim import verify as verification
+from gsnn.optim.staging import train_together
 from gsnn.simulate.scenarios import converging_tiers
 from gsnn.stats.baselines import baseline, r2
 
@@ -161,6 +165,55 @@ def test_r2_is_that_of_the_predictions(finished):
     assert rows[0]["r2"] == pytest.approx(result.metrics["r2_standardised"]["gsnn"], abs=0.02)
     assert budgets_of(1) == [0, 1] and budgets_of(20) == [0, 5, 10, 20]
     json.dumps(json.loads((out / "metrics.json").read_text()), allow_nan=False)
+
+
+def test_auto_epochs_look_at_their_own_training_samples_only(data, tmp_path, monkeypatch):
+    """Each training asks once, with its own rows; what was compared is trained for the fold's own length."""
+    asked, trained = [], []
+
+    def choose(network, x, y, *, groups, seed, **options):
+        asked.append((x, y, groups, seed))
+        return EpochChoice(1 + len(asked), {}, f"{1 + len(asked)} epochs, by the loss")
+
+    def together(models, parts, seeds, settings, epochs, **options):
+        trained.append(list(epochs))
+        return train_together(models, parts, seeds, settings, epochs, **options)
+
+    monkeypatch.setattr("gsnn.app.training.choose_epochs", choose)
+    monkeypatch.setattr("gsnn.optim.cross_validation.train_together", together)
+    grouped = replace(data, groups=pd.Series(np.arange(120) // 2, data.x.index, name="group"))
+    options = replace(OPTIONS, epochs="auto", folds=2, complete=1)
+    found = run(grouped, tmp_path / "out", options, verbose=False)
+    settled = settle(grouped, options)
+    splits = make_splits(grouped.y, grouped.groups, 2, options.seed)
+    rest, aside, _ = put_aside(grouped, options.seed)
+    assert settled.epochs == "auto" and len(aside)
+    rows = [splits[0][0], splits[1][0], np.arange(120), rest]
+    for (x, y, groups, _), own in zip(asked, rows, strict=True):
+        np.testing.assert_array_equal(x, data.x.to_numpy()[own])
+        np.testing.assert_array_equal(y, data.y.to_numpy()[own])
+        np.testing.assert_array_equal(groups, own // 2)
+    assert [len(history.train_loss) for history in found.histories] == [2, 3, 4]
+    # each fold: no edge, one chosen edge, one random edge
+    assert trained == [[2, 2, 2, 3, 3, 3]]
+    assert found.metrics["why"]["epochs"] == "4 epochs, by the loss; in the folds, by their own, 2, 3"
+    assert found.metrics["settings"]["epochs"] == "auto"
+
+
+def test_auto_epochs_are_those_of_choose_epochs(data, monkeypatch):
+    monkeypatch.setattr("gsnn.estimator.stopping.default_epochs", lambda n, batch: 16)
+    options = settle(data, replace(OPTIONS, epochs="auto", folds=0, lr=0.03))
+    rows = np.arange(60)
+    found, why = length(data, options, rows, 0, False)
+    other = data.y.copy()
+    other.iloc[60:] = 1e3
+    assert length(replace(data, y=other), options, rows, 0, False) == (found, why)
+    assert replace(found, epochs="auto") == options and found.epochs in [2**k for k in range(7)]
+    assert why.startswith(f"{found.epochs} epochs, by the loss on samples put aside in 3 folds of the 60")
+    fixed = replace(options, epochs=7)
+    assert length(data, fixed, rows, 0, False) == (fixed, "")
+    with pytest.raises(ValueError, match="epochs must be a positive int or 'auto', got 'never'"):
+        replace(options, epochs="never")
 
 
 def test_units_of_the_outputs_change_nothing(finished, data, tmp_path):

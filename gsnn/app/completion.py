@@ -18,7 +18,7 @@ from gsnn.app.candidates import n_pairs
 from gsnn.app.compare import Array, Split
 from gsnn.app.run_folder import RunFolder
 from gsnn.app.settings import Options, new_model
-from gsnn.app.training import train_one
+from gsnn.app.training import length, train_one
 from gsnn.data.tables import Data
 from gsnn.graph.container import HeteroGraph
 from gsnn.models.GSNN import GSNN
@@ -99,7 +99,7 @@ def budgets_of(budget: int) -> list[int]:
 
 
 def settings_of(options: Options) -> CompletionSettings:
-    """Networks are built and trained as those of the run."""
+    """Networks are built and trained as those of the run; "auto" epochs are for :func:`nested` to say."""
     return CompletionSettings(
         channels=options.channels,
         layers=options.layers,
@@ -108,7 +108,7 @@ def settings_of(options: Options) -> CompletionSettings:
         batch_size=options.batch_size,
         weight_decay=options.weight_decay,
         lr=options.lr,
-        epochs=options.epochs,
+        epochs=None if options.epochs == "auto" else options.epochs,
         device=options.device,
         **SEARCH_STEPS,
     )
@@ -150,10 +150,11 @@ def nested(
     budget: int,
     others: Mapping[str, Array],
     *,
+    epochs: Sequence[int],
     verbose: bool,
     unfinished: RunFolder,
 ) -> CrossValidation:
-    """What adding edges is worth, on the splits and with the seeds of the run's own comparison."""
+    """What adding edges is worth, on the splits and with the seeds and epochs of the run's own comparison."""
     return complete_cv(
         data.graph,
         data.x,
@@ -166,6 +167,7 @@ def nested(
         others=others,
         seed=options.seed + 1,  # the first fold of a run has this seed
         settings=settings_of(options),
+        epochs=epochs,
         verbose=verbose,
         checkpoint_path=unfinished.file("nested"),
     )
@@ -174,13 +176,18 @@ def nested(
 def completed(
     data: Data,
     options: Options,
+    settled: Options,
     budget: int,
     worth: CrossValidation,
     *,
     verbose: bool,
     unfinished: RunFolder,
 ) -> Completed:
-    """Choose ``budget`` edges, verify them on samples put aside for it, train on the completed graph."""
+    """Choose ``budget`` edges, verify them on samples put aside for it, train on the completed graph.
+
+    ``settled`` has the epochs for all samples; "auto" ones of ``options`` are chosen anew from the samples
+    that are not put aside.
+    """
     seed, settings = options.seed, settings_of(options)
     rest, aside, not_verified = put_aside(data, seed)
     samples = Samples.of(new_model(data, options, seed), data.x.iloc[rest], data.y.iloc[rest])
@@ -200,9 +207,9 @@ def completed(
         not_verified = too_large(data, options, edges, len(aside))
     if not not_verified:
         base = new_model(data, options, seed)
-        train_one(
-            base, data, options, rest, None, seed, verbose and "for verification", unfinished.file("base")
-        )
+        label = verbose and "for verification"
+        own, _ = length(data, options, rest, seed, label)
+        train_one(base, data, own, rest, None, seed, label, unfinished.file("base"))
         groups = None if data.groups is None else data.groups.iloc[aside]
         found = verify(
             base, data.graph, edges, data.x.iloc[aside], data.y.iloc[aside], groups=groups, seed=seed
@@ -222,7 +229,7 @@ def completed(
     train_one(
         model,
         data,
-        options,
+        settled,
         everything,
         None,
         seed,

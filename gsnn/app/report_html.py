@@ -119,6 +119,7 @@ def html_report(
         _by_output(metrics["r2_by_output"]),
         *more,
         "<h2>How it was trained</h2>",
+        *(f"<p>{escape(said[:1].upper() + said[1:])}.</p>" for said in metrics["why"].values()),
         f'<div class="pair">{"".join(left.values())}</div>',
         "<h2>Settings, data and versions</h2>",
         '<div class="pair">',

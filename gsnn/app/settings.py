@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
@@ -20,6 +21,8 @@ from gsnn.train.defaults import default_epochs
 class Options:
     """Settings of a run. ``layers`` and ``epochs`` follow from graph and data where they are None.
 
+    With ``epochs="auto"`` each training tries lengths inside its own training samples, at some seven times
+    the cost; see :func:`gsnn.estimator.stopping.choose_epochs`.
     ``complete`` is the number of edges that are added to the graph at the end, 0 for none.
     """
 
@@ -30,7 +33,7 @@ class Options:
     norm: Norm = "groupbatch"
     dropout: float = 0.2
     lr: float = 3e-3
-    epochs: int | None = None
+    epochs: int | Literal["auto"] | None = None
     weight_decay: float = 1e-2
     batch_size: int = 64
     top: int = 15
@@ -43,10 +46,12 @@ class Options:
         for name in ("batch_size", "top"):
             whole(name, getattr(self, name))
         whole("complete", self.complete, 0)
+        if isinstance(self.epochs, str) and self.epochs != "auto":
+            raise ValueError(f"epochs must be a positive int or 'auto', got {self.epochs!r}")
 
 
 def settle(data: Data, options: Options) -> Options:
-    """``options`` with ``layers`` and ``epochs`` filled in and checked against the data."""
+    """``options`` with ``layers`` and ``epochs`` filled in (but for "auto") and checked against the data."""
     n = len(data.x)
     if options.folds > n:
         raise ValueError(f"folds must be at most the number of samples, {n}, got {options.folds}")
@@ -69,8 +74,8 @@ def settle(data: Data, options: Options) -> Options:
 def reasons(data: Data, options: Options) -> dict[str, str]:
     """Why ``layers`` and ``epochs`` are what :func:`settle` makes of ``options``: a sentence for each.
 
-    Neither looks at how well anything is predicted. For a length that was tried inside the training samples
-    see :func:`gsnn.estimator.stopping.choose_epochs`.
+    Neither looks at how well anything is predicted, but for ``epochs="auto"``, which :func:`settle` leaves
+    to :func:`gsnn.app.training.length`.
     """
     settled = settle(data, options)
     assert settled.epochs is not None
@@ -79,7 +84,11 @@ def reasons(data: Data, options: Options) -> dict[str, str]:
     if options.layers is None:
         path = "function nodes on the longest of the shortest paths from an input to an output"
         found["layers"] = f"{layers}: {path}, within 4 to 12"
-    if options.epochs is None:
+    if options.epochs == "auto":
+        found["epochs"] = (
+            "epochs are chosen inside each training's own samples, by the loss on parts put aside"
+        )
+    elif options.epochs is None:
         steps = math.ceil(len(data.x) / options.batch_size)
         many = "s" * (steps > 1)
         found["epochs"] = f"{epochs} of {steps} step{many}: about 2,000 steps, in 30 to 400 epochs"

@@ -30,7 +30,7 @@ from gsnn.app.intervals import section_of as section_of_intervals
 from gsnn.app.report import describe, long_predictions, write
 from gsnn.app.run_folder import RunFolder, name_of
 from gsnn.app.settings import Options, new_model, reasons, settle
-from gsnn.app.training import train_one
+from gsnn.app.training import length, train_one
 from gsnn.data.tables import Data
 from gsnn.graph.depth import unreached_outputs
 from gsnn.models.GSNN import GSNN
@@ -121,7 +121,11 @@ def run(
             everything = np.arange(len(data.x))
             label = verbose and "all samples"
             state = unfinished.file("all")
-            final = train_one(model, data, options, everything, None, options.seed, label, state)
+            settled, chosen = length(data, options, everything, options.seed, label)
+            final = train_one(model, data, settled, everything, None, options.seed, label, state)
+            of_folds = [len(history.train_loss) for history in histories]
+            if chosen:
+                why["epochs"] = f"{chosen}; in the folds, by their own, {', '.join(map(str, of_folds))}"
             ranking = rank_edges(model, data, verbose=verbose)
             budget, skipped = budget_of(data, options)
             completed = None
@@ -132,12 +136,15 @@ def run(
                     splits,
                     budget,
                     {name: yhat[name] for name in ("ridge", "mlp")},
+                    epochs=of_folds,
                     verbose=verbose,
                     unfinished=unfinished,
                 )
                 yhat["random"], yhat["completed"] = worth.controls[budget][0], worth.predictions[budget]
                 judged = scores(data.y, splits, yhat)
-                completed = complete(data, options, budget, worth, verbose=verbose, unfinished=unfinished)
+                completed = complete(
+                    data, options, settled, budget, worth, verbose=verbose, unfinished=unfinished
+                )
         intervals = intervals_of(data, yhat, fold)
         metrics = {
             **describe(data),
@@ -287,6 +294,7 @@ def _one_fold(
     train, test = split
     x, y = data.x.to_numpy(), data.y.to_numpy()
     model = new_model(data, options, seed)
+    options, _ = length(data, options, train, seed, label)
     history = train_one(model, data, options, train, test, seed, label, state)
     found = {
         "mean": np.tile(np.nanmean(y[train], axis=0), (len(test), 1)),

@@ -74,6 +74,7 @@ def complete_cv(
     others: Mapping[str, Any] | None = None,
     seed: int = 0,
     settings: Any = None,
+    epochs: Sequence[int] | None = None,
     verbose: bool = True,
     checkpoint_path: str | os.PathLike[str] | None = None,
 ) -> CrossValidation:
@@ -93,6 +94,7 @@ def complete_cv(
         others: name -> (n, N_out) predictions of other models in the units of y, in the order of x and of the
             graph's outputs, by models that had not seen the sample; by default ridge regression and an MLP
             are fitted.
+        epochs: of each fold's trainings that are compared, instead of the settings' own.
         checkpoint_path: a file that keeps the finished stages of the searches, with the trainings that follow
             in one beside it, named by `-trainings`. Where they are there already, the same call goes on from
             them.
@@ -119,6 +121,11 @@ def complete_cv(
         raise ValueError(f"groups must have one label a sample, {n}, got {len(labels)}")
     labels = None if labels is None else labels[data.rows.numpy()]
     splits = _splits(data, n, labels, folds, seed)
+    lengths = [settings.final_epochs(len(train)) for train, _ in splits] if epochs is None else list(epochs)
+    if len(lengths) != len(splits):
+        raise ValueError(f"epochs must have one number a fold, {len(splits)}, got {len(lengths)}")
+    for number in lengths:
+        whole("epochs", number)
     most = max(numbers)
     open_ = OpenPairs.of(graph, candidates, priors) if most else None
     pairs = [] if open_ is None else open_.pairs()
@@ -156,7 +163,9 @@ def complete_cv(
     later = None
     if checkpoint is not None:
         later = checkpoint.with_name(f"{checkpoint.stem}-trainings{checkpoint.suffix}")
-    yhat = _trained(graph, settings, parts, splits, data, chosen, pairs, wanted, seed, verbose, later)
+    yhat = _trained(
+        graph, settings, parts, splits, data, chosen, pairs, wanted, lengths, seed, verbose, later
+    )
     judge = _Judge(data, splits, labels, seed)
     tested = {name: np.asarray(values) for name, values in (others or {}).items()}
     if others is None:
@@ -198,6 +207,7 @@ def _trained(
     chosen: Sequence[Sequence[Edge]],
     pairs: Sequence[Edge],
     wanted: Sequence[tuple[int, int, int]],
+    lengths: Sequence[int],
     seed: int,
     verbose: bool,
     checkpoint: Path | None,
@@ -216,7 +226,7 @@ def _trained(
         own,
         [seed + fold for fold, _, _ in wanted],
         settings,
-        [settings.final_epochs(len(part)) for part in own],
+        [lengths[fold] for fold, _, _ in wanted],
         lr=settings.lr,
         schedule="cosine",
         verbose=verbose and f"{len(models)} networks at once",
