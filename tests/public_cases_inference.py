@@ -233,6 +233,12 @@ add(
 )
 
 
+add(
+    "gsnn.optim.streamed",
+    StreamedInferer=Case(lambda w: call(w.model, w.graph), use=lambda inferer, w: inferer.n),
+)
+
+
 def use_layer_captures(captures, w):
     with captures.recording():
         w.model(w.x)

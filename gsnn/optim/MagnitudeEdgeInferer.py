@@ -11,17 +11,10 @@ from torch import Tensor, nn
 
 from gsnn._checks import non_negative, one_of
 from gsnn.optim.batch_scale import Crit, device_of
-from gsnn.optim.edge_table import (
-    KeptEdges,
-    check_missing,
-    check_top_k,
-    edge_table,
-    judge,
-    rank_in_targets,
-)
+from gsnn.optim.edge_table import check_missing, check_top_k, edge_table, judge, rank_in_targets
 from gsnn.optim.gradient_pass import Batch, over_batches
-from gsnn.optim.layer_captures import LayerCaptures
 from gsnn.optim.magnitudes import MagnitudeScore
+from gsnn.optim.streamed import StreamedInferer
 from gsnn.stats.moments import LayerAgg, aggregate, partial_correlation
 from gsnn.stats.processes import group_of, merged_fit
 from gsnn.stats.ranking import best_rows
@@ -38,7 +31,7 @@ _NORMS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class MagnitudeEdgeInferer:
+class MagnitudeEdgeInferer(StreamedInferer[Statistics]):
     """Scores every pair i -> j by how the activation of i goes with the gradient at j, one layer on.
 
     If j misses its edge from i, the loss would like z_j^(p+1) to move where i is active. Over samples,
@@ -87,27 +80,14 @@ class MagnitudeEdgeInferer:
     ) -> None:
         if reduction not in _NORMS:
             raise ValueError(f"reduction must be 'l1' or 'l2', got {reduction!r}")
-        self.kept = KeptEdges.of(data)
-        self._captures = LayerCaptures(model, self.kept.names, use_pre_norm)
-        self.model = model
+        super().__init__(model, data, use_pre_norm)
         self.reduction = reduction
         self.use_pre_norm = use_pre_norm
-        self.N = self._captures.N
-        self.L = self._captures.L
         self.n_pairs = self.L - 1
-        self.function_nodes = self.kept.names
-        self.edges = self.kept.edges
-        self.parents_by_target = self.kept.parents
-        self.reset_stats()
-
-    @property
-    def n(self) -> int:
-        """Samples seen since the statistics were last reset."""
-        return 0 if self._seen is None else self._seen.n
 
     def reset_stats(self) -> None:
         """Forget every sample seen."""
-        self._seen: Statistics | None = None
+        super().reset_stats()
         self._eps = 0.0  # coarsest machine precision among the captures read
 
     def fit(
@@ -352,13 +332,10 @@ class MagnitudeEdgeInferer:
     ) -> dict[str, Any]:
         """How well the table finds `positive_edges`, (source name, target name) pairs missing from the graph.
 
-        Returns a dict: `auc` and `average_precision` of the positives against all other pairs that are
-        neither kept edges nor self (`n_negatives`), then `n_positives`, `mrr` and `top@k` of the rank of each
-        source among all sources of its target: raw, or `filtered` of the target's other known sources.
-        `layer_agg`, `score` and `ridge` as in `evaluate`.
+        Returns what :func:`gsnn.optim.edge_table.judge_scores` does; `layer_agg`, `score`, `ridge` as in
+        `evaluate`.
         """
-        pairs = check_missing(positive_edges, self.kept)
-        ks = check_top_k(top_k)
+        pairs, ks = check_missing(positive_edges, self.kept), check_top_k(top_k)
         res = self.evaluate(layer_agg=layer_agg, score=score, ridge=ridge)
         return judge(res, self.kept, pairs, "corr", ks, filtered)
 

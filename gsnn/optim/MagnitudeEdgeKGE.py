@@ -368,27 +368,13 @@ class MagnitudeEdgeKGE(nn.Module):
     ) -> dict[str, Any]:
         """How well the table finds `positive_edges`, (source name, target name) pairs missing from the graph.
 
-        Returns a dict: `auc` and `average_precision` of the positives against all other pairs that are
-        neither kept edges nor self (`n_negatives`), then `n_positives`, `mrr` and `top@k` of the rank of each
-        source among all sources of its target: raw, or `filtered` of the target's other known sources.
-        `fuse` as in `evaluate`. Warns (UserWarning) when all positives are `exclude_edges`, as they then
-        stand out whether they are true or not; `fit` does the same for its validation edges.
+        Returns what :func:`gsnn.optim.edge_table.judge_scores` does; `fuse` as in `evaluate`. Warns
+        (UserWarning) when all positives are `exclude_edges`, as they then stand out whether they are true or
+        not; `fit` does the same for its validation edges.
         """
         pairs = check_missing(positive_edges, self.kept)
         self._warn_of_a_leak(pairs, "positive_edges")
         ks = check_top_k(top_k)
         return judge(self.evaluate(fuse=fuse), self.kept, pairs, "score", ks, filtered)
 
-    @staticmethod
-    def evaluate_target_ranking(
-        res: pd.DataFrame,
-        positive_edges: Iterable[Any],
-        score_col: str = "score",
-        top_k: Iterable[int] = (1, 3, 5),
-        filtered: bool = False,
-    ) -> tuple[pd.DataFrame, dict[str, Any]]:
-        """Rank of each positive edge's source among all sources of its target: (detail, summary).
-
-        See :func:`gsnn.optim.edge_table.rank_in_targets`.
-        """
-        return rank_in_targets(res, positive_edges, score_col, top_k, filtered)
+    evaluate_target_ranking = staticmethod(rank_in_targets)

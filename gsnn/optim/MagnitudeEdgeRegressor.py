@@ -316,29 +316,15 @@ class MagnitudeEdgeRegressor(nn.Module):
     ) -> dict[str, Any]:
         """How well the scores find `positive_edges`, (source name, target name) pairs missing from the graph.
 
-        Returns a dict: `auc` and `average_precision` of the positives against all other pairs that are
-        neither kept edges nor self (`n_negatives`), then `n_positives`, `mrr` and `top@k` of the rank of each
-        source among all sources of its target: raw, or `filtered` of the target's other known sources. Builds
-        no table, so it can be called after every epoch.
+        Returns what :func:`gsnn.optim.edge_table.judge_scores` does. Builds no table, so it can be called
+        after every epoch.
         """
         pairs = check_missing(positive_edges, self.kept)
         ks = check_top_k(top_k)
         self._check_fitted()
         return judge_scores(self.scores().double().cpu().numpy(), self.kept, pairs, ks, filtered)
 
-    @staticmethod
-    def evaluate_target_ranking(
-        res: pd.DataFrame,
-        positive_edges: Iterable[Any],
-        score_col: str = "score",
-        top_k: Iterable[int] = (1, 3, 5),
-        filtered: bool = False,
-    ) -> tuple[pd.DataFrame, dict[str, Any]]:
-        """Rank of each positive edge's source among all sources of its target: (detail, summary).
-
-        See :func:`gsnn.optim.edge_table.rank_in_targets`.
-        """
-        return rank_in_targets(res, positive_edges, score_col, top_k, filtered)
+    evaluate_target_ranking = staticmethod(rank_in_targets)
 
     def maybe_save_best(self, metric: float) -> bool:
         """Keep the present state if `metric` (higher is better) is above all before; whether it was."""

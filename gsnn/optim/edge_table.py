@@ -7,7 +7,7 @@ nodes; where the source is an input or the target an output, the columns have th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -193,7 +193,7 @@ def check_top_k(top_k: Iterable[int]) -> tuple[int, ...]:
 def rank_in_targets(
     res: pd.DataFrame,
     positive_edges: Iterable[Any],
-    score_col: str,
+    score_col: str = "score",
     top_k: Iterable[int] = (1, 3, 5),
     filtered: bool = False,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -265,7 +265,7 @@ def judge(
     kept: KeptEdges,
     positive_edges: Iterable[Any],
     score_col: str,
-    top_k: Sequence[int] = (1, 3, 5),
+    top_k: Iterable[int] = (1, 3, 5),
     filtered: bool = False,
 ) -> dict[str, Any]:
     """`judge_scores` of the full table `res`."""
@@ -278,13 +278,14 @@ def judge_scores(
     scores: NDArray[np.float64],
     kept: KeptEdges,
     positive_edges: Iterable[Any],
-    top_k: Sequence[int] = (1, 3, 5),
+    top_k: Iterable[int] = (1, 3, 5),
     filtered: bool = False,
 ) -> dict[str, Any]:
     """How well `scores` (S, T), source by target, find `positive_edges`, none of which may be a kept edge.
 
-    `auc` and `average_precision` are of the positives against every other pair that is neither a kept edge
-    nor self (`n_negatives` of them); `n_positives`, `mrr` and `top@k` as in `rank_in_targets`.
+    Returns a dict: `auc` and `average_precision` of the positives against every other pair that is neither a
+    kept edge nor self (`n_negatives` of them); `n_positives`, `mrr` and `top@k` of the rank of each source
+    among all sources of its target: raw, or `filtered` of the target's other known sources.
     """
     pairs = check_missing(positive_edges, kept)
     ks = check_top_k(top_k)

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from gsnn._checks import one_of, positive, whole
 from gsnn._text import some_names
-from gsnn.graph.container import EDGE_TYPES, as_graph
-from gsnn.graph.types import EdgeType
 from gsnn.optim.batch_scale import Crit
 from gsnn.optim.candidates import pair_weights
 from gsnn.optim.edge_table import (
-    KeptEdges,
     all_pairs,
     check_missing,
     check_top_k,
@@ -27,7 +24,7 @@ from gsnn.optim.edge_table import (
     rank_in_targets,
 )
 from gsnn.optim.gradient_pass import Batch, over_batches
-from gsnn.optim.layer_captures import LayerCaptures
+from gsnn.optim.streamed import StreamedInferer
 from gsnn.stats.moments import LayerAgg, aggregate
 from gsnn.stats.pursuit import GroupMoments, Pursuit, largest
 from gsnn.stats.significance import benjamini_hochberg
@@ -39,7 +36,7 @@ Score = Literal["omp", "whitened", "gradient"]
 SCORES: tuple[Score, ...] = get_args(Score)
 
 
-class FirstOrderInferer(ABC):
+class FirstOrderInferer(StreamedInferer[GroupMoments], ABC):
     """Statistics over samples, the table and the greedy order; a member says what sources show, targets want.
 
     With h_i (C,) what a new edge out of i would carry and g_j (D,) the gradient of a sample's loss with
@@ -54,19 +51,6 @@ class FirstOrderInferer(ABC):
         TypeError, ValueError: what `LayerCaptures` and the graph refuse.
     """
 
-    etype: ClassVar[EdgeType] = EDGE_TYPES[0]
-
-    def __init__(self, model: nn.Module, data: Any) -> None:
-        self.kept = KeptEdges.of(data, self.etype)
-        self.function_nodes = list(as_graph(data, warn=False).node_names_dict["function"])
-        self._captures = LayerCaptures(model, self.function_nodes)
-        self.model = model
-        self.N = self._captures.N
-        self.L = self._captures.L
-        self.edges = self.kept.edges
-        self.parents_by_target = self.kept.parents
-        self.reset_stats()
-
     @property
     @abstractmethod
     def places(self) -> list[str]:
@@ -75,15 +59,6 @@ class FirstOrderInferer(ABC):
     @abstractmethod
     def _contributions(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """h (P, B, S, C) and g (P, B, T, D) of one batch at its P places, in float64, checked as finite."""
-
-    @property
-    def n(self) -> int:
-        """Samples seen since the statistics were last reset."""
-        return 0 if self._seen is None else self._seen.n
-
-    def reset_stats(self) -> None:
-        """Forget every sample seen."""
-        self._seen: GroupMoments | None = None
 
     def fit(
         self,
@@ -310,25 +285,13 @@ class FirstOrderInferer(ABC):
     ) -> dict[str, Any]:
         """How well the table finds `positive_edges`, (source name, target name) pairs missing from the graph.
 
-        Returns what :func:`gsnn.optim.edge_table.judge` does; `layer_agg`, `score`, `ridge` as in `evaluate`.
+        Returns what :func:`gsnn.optim.edge_table.judge_scores` does; `layer_agg`, `score`, `ridge` as in
+        `evaluate`.
         """
-        pairs = check_missing(positive_edges, self.kept)
-        ks = check_top_k(top_k)
+        pairs, ks = check_missing(positive_edges, self.kept), check_top_k(top_k)
         return judge(self._table(layer_agg, True, score, ridge), self.kept, pairs, "score", ks, filtered)
 
-    @staticmethod
-    def evaluate_target_ranking(
-        res: pd.DataFrame,
-        positive_edges: Iterable[Any],
-        score_col: str = "score",
-        top_k: Iterable[int] = (1, 3, 5),
-        filtered: bool = False,
-    ) -> tuple[pd.DataFrame, dict[str, Any]]:
-        """Rank of each positive edge's source among all sources of its target: (detail, summary).
-
-        See :func:`gsnn.optim.edge_table.rank_in_targets`.
-        """
-        return rank_in_targets(res, positive_edges, score_col, top_k, filtered)
+    evaluate_target_ranking = staticmethod(rank_in_targets)
 
 
 def has_residuals(blocks: Sequence[Any]) -> bool:
