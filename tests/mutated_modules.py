@@ -62,6 +62,7 @@ TESTS = {
     "gsnn/train/history.py": ["test_train.py"],
     "gsnn/train/loop.py": ["test_train_oracle.py", "test_train.py", "test_resume.py", "test_rows.py"],
     "gsnn/train/resume.py": ["test_resume.py"],
+    "gsnn/train/rules.py": ["test_train_oracle.py", "test_train.py", "test_callbacks.py"],
     "gsnn/train/side_by_side.py": ["test_fit_side_by_side.py", "test_callbacks.py"],
     "gsnn/train/tables.py": ["test_train_oracle.py", "test_train.py", "test_rows.py", "test_callbacks.py"],
     "gsnn/train/trackers.py": ["test_trackers.py"],

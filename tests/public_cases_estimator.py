@@ -5,7 +5,6 @@ import pandas as pd
 from public_registry import Case, add, call
 
 from gsnn.train.callbacks import EpochState
-from gsnn.train.resume import Progress
 
 FIT = {"channels": 2, "layers": 2, "epochs": 2, "random_state": 1}
 
@@ -89,12 +88,6 @@ add(
         lambda w: call(w.model, *w.frames, folds=2, n_members=1, epochs=1, verbose=False),
         result=lambda found: (found.held_out, found.residuals),
     ),
-)
-add(
-    "gsnn.train.loop",
-    default_criterion=lambda w: call(None),
-    weighted_mse=lambda w: call(w.y, w.y + 1, w.y.abs()),
-    epoch_state=lambda w: call(Progress({}, 1, [1.0], [2.0], [0.1]), 3, w.model),
 )
 add(
     "gsnn.data.match",

@@ -409,12 +409,19 @@ add(
         changes=(0,),
     ),
     predict=lambda w: call(w.trained, w.frames[0]),
+)
+add(
+    "gsnn.train.rules",
+    Settings=Case(
+        lambda w: call(3, 9, 0.1, 0.0, None, torch.nn.functional.mse_loss, "cosine", True),
+        use=lambda settings, w: settings.check(0.2),
+    ),
     stops=lambda w: call(Progress({}, 0, [1.0], [2.0], [0.1]), 1),
+    epoch_state=lambda w: call(Progress({}, 1, [1.0], [2.0], [0.1]), 3, w.model),
     rate=lambda w: call(0.1, "cosine", 3, 10),
     loss_of=lambda w: call(torch.nn.functional.mse_loss, w.y, w.y + 1, False),
     default_criterion=lambda w: call(None),
     weighted_mse=lambda w: call(w.y, w.y + 1, w.y.abs()),
-    check_options=lambda w: call(3, 9, 0.1, 0.0, None, "cosine", None, True),
 )
 add("gsnn.train.history", History=Case(lambda w: call(**vars(w.history)), use=lambda h, w: h.to_frame()))
 add(

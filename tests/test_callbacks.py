@@ -12,7 +12,7 @@ from dense_oracle import random_graph
 from gsnn.models.GSNN import GSNN
 from gsnn.train import fit, fit_side_by_side
 from gsnn.train import side_by_side as side_by_side_module
-from gsnn.train.loop import loss_of, weighted_mse
+from gsnn.train.rules import loss_of, weighted_mse
 
 
 def network(seed=0, **arguments):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,9 @@ from gsnn._progress import ProgressBar
 from gsnn.data.scaling import set_scaling
 from gsnn.io import container
 from gsnn.models.SideBySide import SideBySide
-from gsnn.train.callbacks import EpochState, stop_asked
-from gsnn.train.loop import Criterion, Schedule, epoch_state, loss_of, rate, stops
+from gsnn.train.callbacks import stop_asked
 from gsnn.train.resume import KIND, Progress, check_same_run
+from gsnn.train.rules import Settings, epoch_state, loss_of, rate, stops
 from gsnn.train.tables import Tables
 
 if TYPE_CHECKING:
@@ -43,23 +43,6 @@ class Member:
     total: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     best: tuple[torch.Tensor, torch.Tensor | None] | None = None
     finished: bool = False
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What all networks of a call share; see :func:`gsnn.train.side_by_side.fit_side_by_side`."""
-
-    epochs: int
-    batch_size: int
-    lr: float
-    weight_decay: float
-    patience: int | None
-    crit: Criterion
-    schedule: Schedule
-    restore_best: bool
-    checkpoint_every: int
-    calls: list[Callable[[EpochState], Any]]
-    n_models: int
 
 
 class Lot:

@@ -11,27 +11,32 @@ import contextlib
 import math
 import operator
 import os
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, get_args
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 
-from gsnn._checks import non_negative, one_of, positive, whole
+from gsnn._checks import whole
 from gsnn._modes import evaluation_mode, modes_kept
 from gsnn._progress import ProgressBar
 from gsnn.data.dataset import Prepared
 from gsnn.data.match import as_rows, node_names, sample_names
 from gsnn.data.scaling import Scaling, scaling_of, set_scaling
-from gsnn.train.callbacks import Callbacks, EpochState, checked, stop_asked
+from gsnn.train.callbacks import Callbacks, checked, stop_asked
 from gsnn.train.history import History
 from gsnn.train.resume import FitCheckpoint, Progress, describe_model, describe_versions
-from gsnn.train.tables import Table, prepare
-
-Criterion = Callable[..., torch.Tensor]
-
-Schedule = Literal["cosine", "constant"]
-SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
+from gsnn.train.rules import (
+    Criterion,
+    Schedule,
+    Settings,
+    default_criterion,
+    epoch_state,
+    loss_of,
+    rate,
+    stops,
+)
+from gsnn.train.tables import Tables, prepare
 
 
 def fit(
@@ -129,129 +134,202 @@ def fit(
         >>> len(history.train_loss), predict(model, x).shape
         (3, (64, 4))
     """
-    check_options(epochs, batch_size, lr, weight_decay, patience, schedule, validation, restore_best)
-    whole("checkpoint_every", checkpoint_every)
-    if checkpoint_path is not None:
-        if seed is None:
-            raise ValueError(
-                "checkpoint_path needs a seed, as an unseeded fit cannot be repeated, got seed=None"
-            )
-        if not os.path.isdir(os.path.dirname(os.path.abspath(checkpoint_path))):
-            raise FileNotFoundError(f"checkpoint_path must be in a folder that exists, got {checkpoint_path}")
+    settings = Settings(
+        epochs,
+        batch_size,
+        lr,
+        weight_decay,
+        patience,
+        default_criterion(sample_weight) if crit is None else crit,
+        schedule,
+        restore_best,
+        checkpoint_every,
+        checked(callbacks),
+    )
+    settings.check(validation)
+    seed = None if seed is None else operator.index(seed)
+    _check_place(checkpoint_path, seed)
     if device is not None:
         model.to(device)
     params = [p for p in model.parameters() if p.requires_grad]
     if not params:
         raise ValueError("model must have parameters that require a gradient, got none")
-    dtype, device = params[0].dtype, params[0].device
-    calls = checked(callbacks)
-    crit = default_criterion(sample_weight) if crit is None else crit
-
-    seed = None if seed is None else operator.index(seed)
     rng = torch.Generator()
     rng.manual_seed(int(torch.randint(2**62, ()).item()) if seed is None else seed)
-    given = prepare(
-        model,
-        x,
-        y,
-        validation,
-        standardize,
-        rng,
-        checkpoint_path is not None,
-        device,
-        dtype,
-        sample_weight=sample_weight,
-    )
-    x_train, y_train, val, scaling = given.x, given.y, given.val, given.scaling
-    n_batches = math.ceil(len(x_train) / batch_size)
-    n_steps = epochs * n_batches
-    opt = torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay, fused=device.type in ("cpu", "cuda"))
+    looked, place = checkpoint_path is not None, (params[0].device, params[0].dtype)
+    tables = prepare(model, x, y, validation, standardize, rng, looked, *place, sample_weight=sample_weight)
     checkpoint = None
     if checkpoint_path is not None:
-        settings = {
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "patience": patience,
-            "crit": getattr(crit, "__qualname__", type(crit).__qualname__),
-            "schedule": schedule,
-            "standardize": standardize if isinstance(standardize, bool) else repr(standardize),
-            "restore_best": restore_best,
-            "validation": "given" if isinstance(validation, tuple) else validation,
-            "seed": seed,
-            "device": device.type,
-        }
-        plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in settings.items()}
-        run = {**describe_versions(), **plain, **given.checksums, **describe_model(model)}
+        run = _identity(model, settings, tables, seed, standardize, validation)
         checkpoint = FitCheckpoint(checkpoint_path, run)
+    training = _Training(model, params, settings, tables, seed, rng, checkpoint)
     label = verbose if isinstance(verbose, str) else "epochs"
-    done = Progress(_snapshot(model))
-    with modes_kept(model), _seeded(seed, device):
-        if checkpoint is not None:
-            checkpoint.resume(model, opt, rng, done)
-        set_scaling(model, scaling)
-        with contextlib.closing(ProgressBar(epochs, label, bool(verbose), done=done.epoch)) as bar:
-            while done.epoch < epochs and not stops(done, patience):
-                model.train()
-                first = done.epoch * n_batches
-                order = torch.randperm(len(x_train), generator=rng).to(device)
-                total, count = torch.zeros((), device=device, dtype=torch.float64), 0
-                for b, rows in enumerate(torch.tensor_split(order, n_batches)):
-                    for group in opt.param_groups:
-                        group["lr"] = rate(lr, schedule, first + b, n_steps)
-                    weights = given.weights_of(rows)
-                    loss = loss_of(crit, model(x_train[rows]), y_train[rows], given.gaps, weights)
-                    opt.zero_grad(set_to_none=True)
-                    loss.backward()
-                    opt.step()
-                    total += loss.detach().double() * len(rows)
-                    count += len(rows)
-                opt.zero_grad(set_to_none=True)
-                done.train_loss.append(float(total) / count)
-                done.val_loss.append(
-                    math.nan if val is None else _evaluate(model, crit, *val, given.val_weight, batch_size)
-                )
-                done.lr.append(rate(lr, schedule, first, n_steps))
-                losses = {"train": done.train_loss[-1]} | ({} if val is None else {"val": done.val_loss[-1]})
-                if not all(map(math.isfinite, losses.values())):
-                    model.load_state_dict(done.best)
-                    if checkpoint is not None:
-                        checkpoint.discard()
-                    back = (
-                        f"the weights of epoch {done.best_epoch}"
-                        if done.best_epoch
-                        else "the initial weights"
-                    )
-                    raise FloatingPointError(
-                        f"the loss became {losses['train']:g} in epoch {done.epoch} of {epochs}; {back} were "
-                        f"put back. A lower lr (now {lr:g}) or another norm usually helps"
-                    )
-                if val is not None and losses["val"] < done.best_loss:
-                    done.best, done.best_epoch = _snapshot(model), done.epoch
-                if checkpoint is not None and (
-                    done.epoch % checkpoint_every == 0 or done.epoch == epochs or stops(done, patience)
-                ):
-                    checkpoint.save(model, opt, rng, done)
+    with modes_kept(model), _seeded(seed, params[0].device):
+        training.resume()
+        set_scaling(model, tables.scaling)
+        with contextlib.closing(ProgressBar(epochs, label, bool(verbose), done=training.done.epoch)) as bar:
+            while not training.over:
+                training.train_epoch()
+                losses = training.validate()
+                training.refuse_explosion(losses)
+                training.keep(losses)
                 bar.update(**losses)
-                if calls:
-                    state = epoch_state(done, epochs, model)
-                    try:
-                        with _undrawn(seed, device):
-                            done.stopped = stop_asked(calls, state)
-                    except BaseException:
-                        if val is not None and restore_best:
-                            model.load_state_dict(done.best)
-                        raise
-                    if done.stopped and checkpoint is not None:
-                        checkpoint.save(model, opt, rng, done)
-    best_epoch = done.epoch
-    if val is not None and restore_best:
-        best_epoch = done.best_epoch
-        model.load_state_dict(done.best)
-    return History(
-        tuple(done.train_loss), tuple(done.val_loss), tuple(done.lr), best_epoch, stops(done, patience)
-    )
+                training.tell()
+    return training.history()
+
+
+class _Training:
+    """One network under way, by the steps that ``fit`` takes in turn."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        params: list[torch.nn.Parameter],
+        settings: Settings,
+        tables: Tables,
+        seed: int | None,
+        rng: torch.Generator,
+        checkpoint: FitCheckpoint | None,
+    ) -> None:
+        self.model, self.settings, self.tables = model, settings, tables
+        self.seed, self.rng, self.checkpoint = seed, rng, checkpoint
+        self.device = params[0].device
+        self.n_batches = math.ceil(len(tables.x) / settings.batch_size)
+        self.opt = torch.optim.AdamW(
+            params,
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+        self.done = Progress(_snapshot(model))
+
+    @property
+    def over(self) -> bool:
+        return self.done.epoch >= self.settings.epochs or stops(self.done, self.settings.patience)
+
+    def resume(self) -> None:
+        if self.checkpoint is not None:
+            self.checkpoint.resume(self.model, self.opt, self.rng, self.done)
+
+    def train_epoch(self) -> None:
+        """Every row once, in batches that differ by at most one row."""
+        s, t = self.settings, self.tables
+        first, n_steps = self.done.epoch * self.n_batches, s.epochs * self.n_batches
+        order = torch.randperm(len(t.x), generator=self.rng).to(self.device)
+        total, count = torch.zeros((), device=self.device, dtype=torch.float64), 0
+        self.model.train()
+        for b, rows in enumerate(torch.tensor_split(order, self.n_batches)):
+            for group in self.opt.param_groups:
+                group["lr"] = rate(s.lr, s.schedule, first + b, n_steps)
+            loss = loss_of(s.crit, self.model(t.x[rows]), t.y[rows], t.gaps, t.weights_of(rows))
+            self.opt.zero_grad(set_to_none=True)
+            loss.backward()
+            self.opt.step()
+            total += loss.detach().double() * len(rows)
+            count += len(rows)
+        self.opt.zero_grad(set_to_none=True)
+        self.done.train_loss.append(float(total) / count)
+        self.done.lr.append(rate(s.lr, s.schedule, first, n_steps))
+
+    def validate(self) -> dict[str, float]:
+        """The losses of the epoch; that of the validation data is over all of them at once."""
+        losses, val = {"train": self.done.train_loss[-1]}, self.tables.val
+        if val is not None:
+            x, y = val
+            size = self.settings.batch_size
+            self.model.eval()
+            with torch.no_grad():
+                yhat = torch.cat([self.model(x[i : i + size]) for i in range(0, len(x), size)])
+                measured = y[:]
+                gaps, weight = bool(measured.isnan().any()), self.tables.val_weight
+                losses["val"] = float(loss_of(self.settings.crit, yhat, measured, gaps, weight))
+        self.done.val_loss.append(losses.get("val", math.nan))
+        return losses
+
+    def refuse_explosion(self, losses: dict[str, float]) -> None:
+        """Put the best weights back and raise where a loss is no number."""
+        if all(map(math.isfinite, losses.values())):
+            return
+        done, s = self.done, self.settings
+        self.model.load_state_dict(done.best)
+        if self.checkpoint is not None:
+            self.checkpoint.discard()
+        back = f"the weights of epoch {done.best_epoch}" if done.best_epoch else "the initial weights"
+        raise FloatingPointError(
+            f"the loss became {losses['train']:g} in epoch {done.epoch} of {s.epochs}; {back} were "
+            f"put back. A lower lr (now {s.lr:g}) or another norm usually helps"
+        )
+
+    def keep(self, losses: dict[str, float]) -> None:
+        """The weights where they are the best so far, and the checkpoint where it is due."""
+        done = self.done
+        if losses.get("val", math.inf) < done.best_loss:
+            done.best, done.best_epoch = _snapshot(self.model), done.epoch
+        if done.epoch % self.settings.checkpoint_every == 0 or self.over:
+            self._save()
+
+    def tell(self) -> None:
+        """Call the callbacks; one of them may stop the fit."""
+        s, done = self.settings, self.done
+        if not s.calls:
+            return
+        try:
+            with _undrawn(self.seed, self.device):
+                done.stopped = stop_asked(s.calls, epoch_state(done, s.epochs, self.model))
+        except BaseException:
+            self._restore()
+            raise
+        if done.stopped:
+            self._save()
+
+    def history(self) -> History:
+        """What came of it; the model gets its final weights."""
+        done = self.done
+        losses = tuple(done.train_loss), tuple(done.val_loss), tuple(done.lr)
+        return History(*losses, self._restore(), stops(done, self.settings.patience))
+
+    def _save(self) -> None:
+        if self.checkpoint is not None:
+            self.checkpoint.save(self.model, self.opt, self.rng, self.done)
+
+    def _restore(self) -> int:
+        """Go to the best epoch where validation chooses one; the epoch whose weights the model has."""
+        if self.tables.val is None or not self.settings.restore_best:
+            return self.done.epoch
+        self.model.load_state_dict(self.done.best)
+        return self.done.best_epoch
+
+
+def _check_place(checkpoint_path: str | os.PathLike[str] | None, seed: int | None) -> None:
+    if checkpoint_path is None:
+        return
+    if seed is None:
+        raise ValueError("checkpoint_path needs a seed, as an unseeded fit cannot be repeated, got seed=None")
+    if not os.path.isdir(os.path.dirname(os.path.abspath(checkpoint_path))):
+        raise FileNotFoundError(f"checkpoint_path must be in a folder that exists, got {checkpoint_path}")
+
+
+def _identity(
+    model: torch.nn.Module,
+    s: Settings,
+    tables: Tables,
+    seed: int | None,
+    standardize: bool | Scaling,
+    validation: tuple[Any, Any] | float | None,
+) -> dict[str, Any]:
+    """All that the result depends on, for the checkpoint, which another fit does not take up."""
+    settings = {
+        **{name: getattr(s, name) for name in ("epochs", "batch_size", "lr", "weight_decay", "patience")},
+        "crit": getattr(s.crit, "__qualname__", type(s.crit).__qualname__),
+        "schedule": s.schedule,
+        "standardize": standardize if isinstance(standardize, bool) else repr(standardize),
+        "restore_best": s.restore_best,
+        "validation": "given" if isinstance(validation, tuple) else validation,
+        "seed": seed,
+        "device": next(model.parameters()).device.type,
+    }
+    plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in settings.items()}
+    return {**describe_versions(), **plain, **tables.checksums, **describe_model(model)}
 
 
 def predict(model: torch.nn.Module, x: Any, *, batch_size: int = 1024) -> Any:
@@ -287,61 +365,6 @@ def predict(model: torch.nn.Module, x: Any, *, batch_size: int = 1024) -> Any:
     return pd.DataFrame(out, index=samples, columns=node_names(model, "output"))
 
 
-def stops(done: Progress, patience: int | None) -> bool:
-    """Whether a callback asked to stop, or no epoch in ``patience`` has lowered the validation loss."""
-    return done.stopped or (patience is not None and done.epoch - done.best_epoch >= patience)
-
-
-def epoch_state(
-    done: Progress, epochs: int, model: torch.nn.Module, member: int = 0, members: int = 1
-) -> EpochState:
-    """What callbacks are told of the epoch that is finished."""
-    losses = done.train_loss[-1], done.val_loss[-1], done.lr[-1]
-    return EpochState(done.epoch, epochs, *losses, done.best_epoch, model, member, members)
-
-
-def rate(lr: float, schedule: Schedule, step: int, n_steps: int) -> float:
-    """The learning rate of a step (from 0) of ``n_steps``."""
-    return lr if schedule == "constant" else lr * 0.5 * (1.0 + math.cos(math.pi * step / n_steps))
-
-
-def default_criterion(sample_weight: Any) -> Criterion:
-    """Mean squared error, weighted where there are weights."""
-    return torch.nn.functional.mse_loss if sample_weight is None else weighted_mse
-
-
-def weighted_mse(yhat: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Mean of ``weight * (yhat - y)^2`` over all entries, for three tensors of one shape."""
-    return (weight * (yhat - y).square()).mean()
-
-
-def loss_of(
-    crit: Criterion, yhat: torch.Tensor, y: torch.Tensor, gaps: bool, weight: torch.Tensor | None = None
-) -> torch.Tensor:
-    """``crit`` over the measured entries of y (b, N_out), with the rows' ``weight`` (b,) if there is one."""
-    given = [yhat, y] if weight is None else [yhat, y, weight[:, None].expand_as(y)]
-    if gaps:
-        measured = ~y.isnan()
-        given = [values[measured] for values in given]
-    return crit(*given)
-
-
-def _evaluate(
-    model: torch.nn.Module,
-    crit: Criterion,
-    x: Table,
-    y: Table,
-    weight: torch.Tensor | None,
-    batch_size: int,
-) -> float:
-    """Loss over all of (x, y) at once, so that it does not depend on how batches are cut."""
-    model.eval()
-    with torch.no_grad():
-        yhat = torch.cat([model(x[i : i + batch_size]) for i in range(0, len(x), batch_size)])
-        measured = y[:]
-        return float(loss_of(crit, yhat, measured, bool(measured.isnan().any()), weight))
-
-
 def _snapshot(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {k: v.detach().clone() for k, v in model.state_dict().items()}
 
@@ -362,32 +385,3 @@ def _undrawn(seed: int | None, device: torch.device) -> contextlib.AbstractConte
     if seed is None:
         return contextlib.nullcontext()
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-
-
-def check_options(
-    epochs: int,
-    batch_size: int,
-    lr: float,
-    weight_decay: float,
-    patience: int | None,
-    schedule: Schedule,
-    validation: tuple[Any, Any] | float | None,
-    restore_best: bool,
-) -> None:
-    """Refuse arguments of ``fit`` that are out of range."""
-    whole("epochs", epochs)
-    whole("batch_size", batch_size)
-    positive("lr", lr)
-    non_negative("weight_decay", weight_decay)
-    one_of("schedule", schedule, SCHEDULES)
-    if patience is not None:
-        whole("patience", patience)
-        if validation is None or not restore_best:
-            raise ValueError("patience needs validation=... and restore_best=True")
-    if isinstance(validation, tuple):
-        if len(validation) != 2:
-            raise ValueError(f"validation must be (x_val, y_val), got {len(validation)} items")
-    elif validation is not None and not (
-        isinstance(validation, (int, float)) and not isinstance(validation, bool) and 0 < validation < 1
-    ):
-        raise ValueError(f"validation must be (x_val, y_val) or a fraction in (0, 1), got {validation!r}")

@@ -11,20 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gsnn._checks import whole
 from gsnn._progress import ProgressBar
 from gsnn.data.scaling import Scaling
-from gsnn.train._lots import Checkpoint, Lot, Member, Settings
+from gsnn.train._lots import Checkpoint, Lot, Member
 from gsnn.train.callbacks import Callbacks, checked
 from gsnn.train.history import History
-from gsnn.train.loop import (
-    Criterion,
-    Schedule,
-    check_options,
-    default_criterion,
-    stops,
-)
 from gsnn.train.resume import Progress, describe_model, describe_versions
+from gsnn.train.rules import Criterion, Schedule, Settings, default_criterion, stops
 from gsnn.train.tables import prepare
 
 if TYPE_CHECKING:
@@ -99,15 +92,25 @@ def fit_side_by_side(
             )
     if len({id(model) for model in models}) < len(models):
         raise ValueError("models must be in the list once, got the same model twice")
+    settings = Settings(
+        epochs,
+        batch_size,
+        lr,
+        weight_decay,
+        patience,
+        default_criterion((weights or [None])[0]) if crit is None else crit,
+        schedule,
+        restore_best,
+        checkpoint_every,
+        checked(callbacks),
+        len(models),
+    )
     for aside in given or [None]:
-        check_options(epochs, batch_size, lr, weight_decay, patience, schedule, aside, restore_best)
-    whole("checkpoint_every", checkpoint_every)
+        settings.check(aside)
     if checkpoint_path is not None and not Path(checkpoint_path).resolve().parent.is_dir():
         raise FileNotFoundError(f"checkpoint_path must be in a folder that exists, got {checkpoint_path}")
-    calls = checked(callbacks)
     if len({weight is None for weight in weights}) > 1:
         raise ValueError("sample_weight must be given for all models or for none, got it for some")
-    crit = default_criterion((weights or [None])[0]) if crit is None else crit
     if device is not None:
         for model in models:
             model.to(device)
@@ -125,23 +128,10 @@ def fit_side_by_side(
     run = {
         **{"epochs": epochs, "batch_size": batch_size, "lr": float(lr), "weight_decay": float(weight_decay)},
         **{"patience": patience, "schedule": schedule, "restore_best": restore_best, "seeds": seeds},
-        "crit": getattr(crit, "__qualname__", type(crit).__qualname__),
+        "crit": getattr(settings.crit, "__qualname__", type(settings.crit).__qualname__),
         "standardize": standardize if isinstance(standardize, bool) else repr(standardize),
         "validation": ["given" if isinstance(aside, tuple) else aside for aside in given],
     }
-    settings = Settings(
-        epochs,
-        batch_size,
-        lr,
-        weight_decay,
-        patience,
-        crit,
-        schedule,
-        restore_best,
-        checkpoint_every,
-        calls,
-        len(models),
-    )
     label = verbose if isinstance(verbose, str) else "epochs"
     lots = _lots(members, batch_size)
     with contextlib.closing(ProgressBar(epochs * len(lots), label, bool(verbose))) as bar:
