@@ -125,6 +125,11 @@ def test_ridge_is_ridge_with_a_chosen_penalty():
     assert np.abs(yhat[:, 1] - y[:30, 1].mean()).max() < 0.5  # nothing to learn: shrunk to the mean
 
 
+def test_an_unknown_baseline_is_no_mlp():
+    with pytest.raises(ValueError, match="kind must be one of 'ridge', 'mlp', got 'lasso'"):
+        baseline("lasso", np.eye(3), np.eye(3), np.eye(3), seed=0)
+
+
 @pytest.mark.parametrize("kind", ["ridge", "mlp"])
 def test_each_output_learns_from_its_measured_rows(kind):
     rng = np.random.default_rng(0)

@@ -34,7 +34,7 @@ from gsnn.app.training import length, train_one
 from gsnn.data.tables import Data
 from gsnn.graph.depth import unreached_outputs
 from gsnn.models.GSNN import GSNN
-from gsnn.stats.baselines import baseline
+from gsnn.stats.baselines import BASELINES, baseline
 from gsnn.train.history import History
 from gsnn.train.loop import predict
 from gsnn.train.resume import describe_versions, graph_checksum, table_checksum, text_checksum
@@ -135,7 +135,7 @@ def run(
                     options,
                     splits,
                     budget,
-                    {name: yhat[name] for name in ("ridge", "mlp")},
+                    {name: yhat[name] for name in BASELINES},
                     epochs=of_folds,
                     verbose=verbose,
                     unfinished=unfinished,
@@ -299,7 +299,7 @@ def _one_fold(
     found = {
         "mean": np.tile(np.nanmean(y[train], axis=0), (len(test), 1)),
         "gsnn": predict(model, x[test]),
-        **{m: baseline(m, x[train], y[train], x[test], options.seed) for m in ("ridge", "mlp")},
+        **{m: baseline(m, x[train], y[train], x[test], options.seed) for m in BASELINES},
         "history": np.array([history.train_loss, history.val_loss, history.lr]),
     }
     return {name: torch.tensor(values, dtype=torch.float64) for name, values in found.items()}

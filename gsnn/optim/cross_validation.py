@@ -24,7 +24,7 @@ from gsnn.optim.staging import (
     outputs,
     train_together,
 )
-from gsnn.stats.baselines import Array, baseline
+from gsnn.stats.baselines import BASELINES, Array, Baseline, baseline
 from gsnn.train.resume import text_checksum
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def complete_cv(
     judge = _Judge(data, splits, labels, seed)
     tested = {name: np.asarray(values) for name, values in (others or {}).items()}
     if others is None:
-        tested = {name: _baseline(name, parts, splits, data, n, seed) for name in ("ridge", "mlp")}
+        tested = {name: _baseline(name, parts, splits, data, n, seed) for name in BASELINES}
     for name, values in tested.items():
         if values.shape != (n, data.y.shape[1]):
             raise ValueError(
@@ -241,7 +241,7 @@ def _trained(
 
 
 def _baseline(
-    name: str, parts: Sequence[Samples], splits: Sequence[Split], data: Samples, n: int, seed: int
+    kind: Baseline, parts: Sequence[Samples], splits: Sequence[Split], data: Samples, n: int, seed: int
 ) -> Array:
     """(n, N_out) predictions of ridge regression or an MLP, NaN where no fold tests a sample."""
     out = np.full((n, data.y.shape[1]), np.nan)
@@ -249,7 +249,7 @@ def _baseline(
         scaling = Scaling.of(part.x, part.y)
         inside, aside = part.scaled(scaling), data.take(test).scaled(scaling)
         yhat = baseline(
-            name, inside.x.double().numpy(), inside.y.double().numpy(), aside.x.double().numpy(), seed
+            kind, inside.x.double().numpy(), inside.y.double().numpy(), aside.x.double().numpy(), seed
         )
         out[aside.rows.numpy()] = yhat * np.array(scaling.y_scale) + np.array(scaling.y_mean)
     return out
