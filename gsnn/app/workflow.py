@@ -296,7 +296,7 @@ def _one_fold(
     model = new_model(data, options, seed)
     options, _ = length(data, options, train, seed, label)
     history = train_one(model, data, options, train, test, seed, label, state)
-    found = {
+    found: dict[str, np.ndarray] = {
         "mean": np.tile(np.nanmean(y[train], axis=0), (len(test), 1)),
         "gsnn": predict(model, x[test]),
         **{m: baseline(m, x[train], y[train], x[test], options.seed) for m in BASELINES},
