@@ -358,7 +358,9 @@ def in_memory(values, path, anndata, **names):
 
 
 def backed(values, path, anndata, **names):
-    anndata.AnnData(values, **names).write_h5ad(path)
+    # Names are text of pandas' own type since its version 3.
+    with anndata.settings.override(allow_write_nullable_strings=True):
+        anndata.AnnData(values, **names).write_h5ad(path)
     return anndata.read_h5ad(path, backed="r")
 
 
