@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from public_registry import Case, add, call
 
+from gsnn.graph.container import EDGE_TYPES
 from gsnn.optim.staging import CompletionSettings, Samples
 
 add(
@@ -186,6 +187,10 @@ add(
     "gsnn.optim.candidates",
     pair_weights=lambda w: call(w.kept, w.missing, {("f0", "f2"): 0.5}),
     named_pairs=lambda w: call(w.table, "edges"),
+    OpenPairs=Case(
+        lambda w: call({EDGE_TYPES[0]: w.kept}, {EDGE_TYPES[0]: np.where(w.kept.mask, 0.0, 1.0)}),
+        use=lambda pairs, w: (pairs.number, pairs.of(w.graph, w.missing).number),
+    ),
 )
 COMPLETE = {
     "stages": 2,
