@@ -171,9 +171,11 @@ def _weight_grads(
     ]
     grads: list[list[Tensor | None]] = [[None] * len(w) for w in weights]
     if wanted:
-        sizes = [tensor.numel() for _, _, tensor in wanted]
+        # Each begins with a line of the cache: rows of channels across two lines take longer.
+        line = native.LINE // wanted[0][2].element_size()
+        sizes = [size for _, _, tensor in wanted for size in (tensor.numel(), -tensor.numel() % line)]
         parts = empty(plan, (sum(sizes),), wanted[0][2]).split(sizes)
-        for (k, field, tensor), part in zip(wanted, parts, strict=True):
+        for (k, field, tensor), part in zip(wanted, parts[::2], strict=True):
             grads[k][field] = part if tensor.dim() == 1 else part.view(tensor.shape)
     return grads
 

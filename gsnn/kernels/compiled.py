@@ -33,7 +33,7 @@ _VERSION = 5
 _SUFFIXES = (".so", ".dll", ".pyd")
 _SHARES = 16
 _POOLED = 1 << 15  # elements
-_LINE = 64
+LINE = 64  # bytes
 _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 NORMS: dict[tuple[int, ...] | None, int] = {None: 0, (1,): 1, (1, 2): 2, (2,): 3}
 
@@ -145,8 +145,8 @@ class _Pool:
                     with contextlib.suppress(IndexError):
                         others.pop()
                     break
-            raw = np.empty(size + _LINE, np.uint8)
-            start = -raw.ctypes.data % _LINE  # a row that begins in mid-line costs one line more
+            raw = np.empty(size + LINE, np.uint8)
+            start = -raw.ctypes.data % LINE  # a row that begins in mid-line costs one line more
             buffer = raw[start : start + size]
         owned = buffer.view(_NUMPY[like.dtype]).reshape(shape)
         if turned:  # before it is a tensor: a view of one would be one to autograd too
