@@ -255,11 +255,11 @@ PATTERN = torch.tensor([[0, 1, 2, 0], [0, 0, 1, 2]])
 
 
 def block_arguments(w):
+    from gsnn.models.config import Config
     from gsnn.models.norms import NodeNorm
 
     new = copy.deepcopy(w.block)
-    options = (torch.nn.ELU, None, 0.0, True, True, True, 3, new.channel_groups)
-    return call(new.lin_in, new.lin_out, NodeNorm("layer", 6, 3), *options)
+    return call(new.lin_in, new.lin_out, NodeNorm("layer", 6, 3), None, Config(3, 2), new.channel_groups)
 
 
 def with_adamw(w):
@@ -294,6 +294,10 @@ add(
         lambda w: call([w.block], w.x, w.plan),
         result=lambda found: [case.separate for case in found],  # the state is not filled in
     ),
+)
+add(
+    "gsnn.models.config",
+    Config=Case(lambda w: call(3, 2, context=("a",)), use=lambda config, w: config.arguments()),
 )
 add(
     "gsnn.models.SideBySide",

@@ -1,6 +1,7 @@
 """GSNN against a dense float64 computation, and everything else its users read or switch."""
 
 import copy
+import inspect
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from dense_oracle import BACKENDS, dense_forward, needs_scatter, random_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gsnn.models.config import Config
 from gsnn.models.GSNN import GSNN
 from gsnn.models.norms import NORMS
 from gsnn.simulate.scenarios import converging_tiers
@@ -518,6 +520,15 @@ def test_a_graph_without_edges_is_refused():
     names = {"input": ["x"], "function": ["f"], "output": ["y"]}
     with pytest.raises(ValueError, match="at least one edge"):
         GSNN(edges, names, 1, 1, add_function_self_edges=False)
+
+
+def test_the_config_has_the_arguments_of_the_model():
+    """All but the graph's, in their order and with their defaults."""
+    given = {name: p.default for name, p in inspect.signature(GSNN).parameters.items()}
+    graph = ("edge_index_dict", "node_names_dict", "edge_weight_dict")
+    assert [(name, default) for name, default in given.items() if name not in graph] == [
+        (name, p.default) for name, p in inspect.signature(Config).parameters.items()
+    ]
 
 
 def test_config_rebuilds_the_model():

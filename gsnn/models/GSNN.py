@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.checkpoint import checkpoint as recompute
 
-from gsnn._checks import non_negative, one_of, whole, within
+from gsnn._checks import non_negative, one_of
 from gsnn._modes import evaluation_mode
 from gsnn._text import some_names
 from gsnn.captures import Captures
@@ -16,14 +16,15 @@ from gsnn.graph.flat import channel_pattern, flat_edges, flat_masks
 from gsnn.kernels.bucketed import read_outputs
 from gsnn.kernels.interface import Case
 from gsnn.kernels.plan import Plan
-from gsnn.kernels.scatter import Backend, ScatterPlan, check_backend
+from gsnn.kernels.scatter import Backend, ScatterPlan
 from gsnn.models._recompute import recomputation
+from gsnn.models.config import Config
 from gsnn.models.context import ContextGate, context_columns
 from gsnn.models.growth import Growing
-from gsnn.models.norms import NORMS, NodeNorm, Norm
+from gsnn.models.norms import NodeNorm, Norm
 from gsnn.models.ResBlock import NodeMLP, ResBlock, kernel_cases, run_fused, runs_fused
 from gsnn.models.signs import EdgeSigns, bind, check_signs, signs_of_edges
-from gsnn.models.SparseLinear import INITS, Init, SparseLinear
+from gsnn.models.SparseLinear import Init, SparseLinear
 
 Aggregation = Literal["sum", "mean", "max", "last", "all"]
 AGGREGATIONS: dict[Aggregation, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -129,25 +130,16 @@ class GSNN(Growing):
         context: Sequence[str] = (),
         edge_weight_dict: Mapping[tuple[str, str, str], torch.Tensor] | None = None,
     ) -> None:
-        channels, layers = whole("channels", channels), whole("layers", layers)
-        node_mlp_hidden = whole("node_mlp_hidden", node_mlp_hidden)
-        config = dict(locals())
-        for name in ("self", "edge_index_dict", "node_names_dict", "edge_weight_dict", "__class__"):
-            del config[name]
+        first = channels, layers, dropout, nonlin, bias, share_layers, add_function_self_edges, norm, init
+        then = checkpoint, residual, norm_first, node_mlp, node_mlp_hidden, learn_residual, affine
+        config = Config(*first, *then, backend, edge_signs, context)
         super().__init__()
-        within("dropout", dropout, "[0, 1)")
-        one_of("norm", norm, NORMS)
-        one_of("init", init, INITS)
-        check_backend(backend)
-        if not callable(nonlin) or isinstance(nonlin, torch.nn.Module):
-            raise TypeError(f"nonlin must be a module class such as torch.nn.ELU, got {nonlin!r}")
-        self.config = config
         self.graph = HeteroGraph(edge_index_dict, node_names_dict, edge_weight_dict, warn=False)
         check_signs(edge_signs, self.graph, norm, node_mlp, nonlin)
         gating = context_columns(context, self.graph.node_names_dict["input"])
-        config["context"] = list(context)
-        self.channels = channels
-        self.layers = layers
+        self.config = config.arguments()
+        self.channels = config.channels
+        self.layers = config.layers
         self.norm = norm
         self.checkpoint = checkpoint
         self.residual = residual
@@ -166,35 +158,7 @@ class GSNN(Growing):
         plan_class = ScatterPlan if backend == "scatter" else Plan
         self.plan = plan_class(edge_index, n_function, n_input, n_output)
 
-        # One tensor for all blocks: the pattern is the same in each.
-        n_channels, n_edges = n_function * channels, edge_index.shape[1]
-        in_pattern = torch.stack(channel_pattern(self.plan.in_edges, edge_index[1], channels))
-        out_pattern = torch.stack(channel_pattern(self.plan.out_edges, edge_index[0], channels)[::-1])
-        channel_groups = torch.arange(n_function).repeat_interleave(channels)
-
-        blocks: list[ResBlock] = []
-        for _ in range(layers):
-            if blocks and share_layers:
-                lin_in, lin_out, mlp = blocks[0].lin_in, blocks[0].lin_out, blocks[0].node_mlp
-            else:
-                lin_in = SparseLinear(in_pattern, (n_edges, n_channels), bias, init, backend)
-                lin_out = SparseLinear(out_pattern, (n_channels, n_edges), bias, init, backend)
-                mlp = NodeMLP(channels, node_mlp_hidden, nonlin, dropout) if node_mlp else None
-            blocks.append(
-                ResBlock(
-                    lin_in,
-                    lin_out,
-                    NodeNorm(norm, n_function, channels, affine),
-                    nonlin,
-                    mlp,
-                    dropout,
-                    norm_first,
-                    residual,
-                    learn_residual,
-                    channels,
-                    channel_groups,
-                )
-            )
+        blocks = _make_blocks(config, edge_index, self.plan)
         self.ResBlocks = torch.nn.ModuleList(blocks)
         self.gate = ContextGate(gating, n_function) if gating else None
         if edge_signs == "respect":
@@ -394,3 +358,25 @@ class GSNN(Growing):
 def _traced() -> bool:
     """While compiling, and under the transforms of ``torch.func``, values cannot be looked at."""
     return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _make_blocks(config: Config, edge_index: torch.Tensor, plan: Plan) -> list[ResBlock]:
+    # One tensor for all blocks: the pattern is the same in each.
+    channels, n_channels, n_edges = config.channels, plan.n_nodes * config.channels, edge_index.shape[1]
+    in_pattern = torch.stack(channel_pattern(plan.in_edges, edge_index[1], channels))
+    out_pattern = torch.stack(channel_pattern(plan.out_edges, edge_index[0], channels)[::-1])
+    channel_groups = torch.arange(plan.n_nodes).repeat_interleave(channels)
+    options = config.bias, config.init, config.backend
+    blocks: list[ResBlock] = []
+    for _ in range(config.layers):
+        if blocks and config.share_layers:
+            lin_in, lin_out, mlp = blocks[0].lin_in, blocks[0].lin_out, blocks[0].node_mlp
+        else:
+            lin_in = SparseLinear(in_pattern, (n_edges, n_channels), *options)
+            lin_out = SparseLinear(out_pattern, (n_channels, n_edges), *options)
+            mlp = None
+            if config.node_mlp:
+                mlp = NodeMLP(channels, config.node_mlp_hidden, config.nonlin, config.dropout)
+        norm = NodeNorm(config.norm, plan.n_nodes, channels, config.affine)
+        blocks.append(ResBlock(lin_in, lin_out, norm, mlp, config, channel_groups))
+    return blocks

@@ -16,6 +16,7 @@ from gsnn.kernels.plan import Plan
 from gsnn.kernels.reference import capture
 from gsnn.kernels.registry import pick
 from gsnn.kernels.stack import run_blocks, run_with_captures
+from gsnn.models.config import Config
 from gsnn.models.norms import NodeNorm, update_statistics
 from gsnn.models.SparseLinear import SparseLinear
 
@@ -50,13 +51,8 @@ class ResBlock(CaptureNames, torch.nn.Module):
         lin_in: weights from edges to channels.
         lin_out: weights from channels to edges.
         norm: normalisation of the channels.
-        nonlin: class of the nonlinearity, element-wise.
         node_mlp: network on each node's channels, or None.
-        dropout: share of channel values dropped in training.
-        norm_first: norm before nonlinearity, or after.
-        residual: add ``relu(r) x``.
-        learn_residual: r is a parameter, else fixed at 1.
-        channels: C.
+        config: of the network; nonlinearity, dropout, order and residual are its.
         channel_groups: (N*C,) flat node index of each channel.
 
     Attributes:
@@ -74,28 +70,24 @@ class ResBlock(CaptureNames, torch.nn.Module):
         lin_in: SparseLinear,
         lin_out: SparseLinear,
         norm: NodeNorm,
-        nonlin: Callable[[], torch.nn.Module],
         node_mlp: NodeMLP | None,
-        dropout: float,
-        norm_first: bool,
-        residual: bool,
-        learn_residual: bool,
-        channels: int,
+        config: Config,
         channel_groups: torch.Tensor,
     ) -> None:
         super().__init__()
         self.lin_in = lin_in
         self.lin_out = lin_out
         self.norm = norm
-        self.channels = channels
-        self.nonlin = nonlin()
-        self.dropout = torch.nn.Dropout(dropout)
+        self.channels = config.channels
+        self.nonlin = config.nonlin()
+        self.dropout = torch.nn.Dropout(config.dropout)
         self.node_mlp = node_mlp
-        self.norm_first = norm_first
-        if residual and learn_residual:
+        self.norm_first = config.norm_first
+        if config.residual and config.learn_residual:
             self.residual_weight = torch.nn.Parameter(torch.ones(()))
         else:
-            self.register_buffer("residual_weight", torch.ones(()) if residual else None, persistent=False)
+            one = torch.ones(()) if config.residual else None
+            self.register_buffer("residual_weight", one, persistent=False)
         self.register_buffer("channel_groups", channel_groups, persistent=False)
         self.capture = Capture()
 
