@@ -220,9 +220,9 @@ def _grown_state(
             state[name + "values"] = table.flatten() if kept is None else table.flatten()[kept]
             if kept is not None:
                 state[name + "kept"] = kept
-        bias: Any = block.lin_out.bias  # type: ignore[union-attr]
-        if bias is not None:
-            moved = _moved(bias.detach(), places.place["bias"], 0)
+        lin_out: Any = block.lin_out
+        if lin_out.bias is not None:
+            moved = _moved(lin_out.bias.detach(), places.place["bias"], 0)
             if places.scale is not None:
                 moved = moved * places.scale.to(moved)
             state[f"ResBlocks.{number}.lin_out.bias"] = moved
@@ -242,9 +242,9 @@ def _grown_optimizer(
         for side in ("lin_in", "lin_out"):
             linear = getattr(block, side)
             weights[linear.values] = (linear, side)
-        bias: Any = block.lin_out.bias  # type: ignore[union-attr]
-        if bias is not None:
-            biases.add(bias)
+        lin_out: Any = block.lin_out
+        if lin_out.bias is not None:
+            biases.add(lin_out.bias)
     groups = [
         {**group, "params": [counterpart.get(param, param) for param in group["params"]]}
         for group in optimizer.param_groups

@@ -26,9 +26,11 @@ from gsnn.train.resume import check_same_run, describe_versions, graph_checksum,
 
 KIND = "gsnn_completion"
 Edge = tuple[str, str]
-INFERERS: dict[EdgeType, type[FirstOrderInferer]] = dict(
-    zip(EDGE_TYPES, (FirstOrderEdgeInferer, InputEdgeInferer, OutputEdgeInferer), strict=True)
-)
+INFERERS: dict[EdgeType, type[FirstOrderInferer]] = {
+    EDGE_TYPES[0]: FirstOrderEdgeInferer,
+    EDGE_TYPES[1]: InputEdgeInferer,
+    EDGE_TYPES[2]: OutputEdgeInferer,
+}
 
 
 class Search:
