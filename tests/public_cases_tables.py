@@ -561,8 +561,12 @@ add(
     name_of=lambda w: call({"a": 1}),
 )
 add(
-    "gsnn.app.settings",
+    "gsnn.app.options",
     Options=lambda w: call(folds=2),
+    from_command_line=Case(lambda w: call(commanded), result=lambda found: found.__name__),
+)
+add(
+    "gsnn.app.settings",
     settle=lambda w: call(w.small_data, w.options),
     reasons=lambda w: call(w.small_data, w.options),
     new_model=lambda w: call(w.small_data, w.options, 0),
@@ -586,6 +590,10 @@ add(
     section_of=lambda w: call(intervals(w).facts),
 )
 add("gsnn.app.section", Section=lambda w: call("title", ["text"], head=["a"], rows=[["1"]], numbers=(0,)))
+
+
+def commanded(options: dict) -> None:
+    """A command."""
 
 
 def inside(context):

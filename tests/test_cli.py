@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import fields
 
 import matplotlib
 
@@ -11,11 +12,13 @@ matplotlib.use("Agg")
 import numpy as np
 import pandas as pd
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import gsnn
 from gsnn.app.cli import app
 from gsnn.app.demo import write_tables
+from gsnn.app.options import Options
 from gsnn.simulate.scenarios import converging_tiers
 
 QUICK = ["--folds", "2", "--channels", "2", "--epochs", "1", "--complete", "0"]
@@ -46,6 +49,23 @@ def test_run_prints_a_summary_and_writes_the_files(paths, tmp_path):
     assert f"1  {first['source']} -> {first['target']}" in done.stdout
     assert "do not read p_value" in done.stdout and "30 samples" in done.stdout
     assert "fold 1 of 2" in done.stderr
+
+
+def test_run_takes_every_option_of_a_run():
+    """Names, defaults and help stand in Options alone; what a user may type is what Options holds."""
+    found = {parameter.name: parameter for parameter in get_command(app).commands["run"].params}
+    for one in fields(Options):
+        parameter = found[one.name]
+        assert parameter.opts == ["--" + one.name.replace("_", "-")]
+        assert (parameter.default, parameter.help) == (one.default, one.metadata["help"])
+    names = "folds seed channels layers norm dropout lr epochs weight_decay batch_size top complete device"
+    assert " ".join(name for name in found if name in {one.name for one in fields(Options)}) == names
+
+
+@pytest.mark.parametrize("option", ["--folds", "--layers", "--lr"])
+def test_numbers_are_read_as_numbers(paths, tmp_path, option):
+    done = invoke(*arguments(paths, tmp_path / "out"), option, "many")
+    assert done.exit_code == 2 and f"Invalid value for '{option}'" in done.output
 
 
 def test_quiet_says_nothing(paths, tmp_path):
@@ -82,17 +102,6 @@ def test_every_option_arrives(paths, tmp_path):
         "device": "cpu",
     }
     assert metrics["data"]["groups"] == 30
-
-
-def test_defaults_are_those_of_the_library():
-    import inspect
-
-    from gsnn.app import cli
-    from gsnn.app.workflow import Options
-
-    given = {name: p.default for name, p in inspect.signature(cli.run).parameters.items()}
-    for name, default in vars(Options()).items():
-        assert given[name] == default, name
 
 
 @pytest.mark.parametrize(

@@ -8,19 +8,19 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import gsnn
 from gsnn.app import build_command, completion_commands, model_commands
 from gsnn.app.config import Command, ConfigFile
+from gsnn.app.options import from_command_line
 from gsnn.app.user_errors import user_errors
 
 if TYPE_CHECKING:
     from gsnn.app.completion import Completed
     from gsnn.app.workflow import Result
-    from gsnn.models.norms import Norm
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -46,6 +46,7 @@ def main(
 
 
 @app.command(cls=Command)
+@from_command_line
 def run(
     edges: Annotated[Path, typer.Option(help="Edge table: source, target[, sign][, etype]; tab-separated.")],
     x: Annotated[Path, typer.Option(help="Inputs: samples x input nodes, complete.")],
@@ -64,29 +65,8 @@ def run(
     source: Annotated[str | None, typer.Option(help="Column of --edges with the sources.")] = None,
     target: Annotated[str | None, typer.Option(help="Column of --edges with the targets.")] = None,
     sign: Annotated[str | None, typer.Option(help="Column of --edges with the signs.")] = None,
-    folds: Annotated[int, typer.Option(help="Folds of the cross-validation; 0: one 80/20 split.")] = 5,
-    seed: Annotated[int, typer.Option(help="Fixes splits, initial weights, batches and dropout.")] = 0,
-    channels: Annotated[int, typer.Option(help="Channels per function node.")] = 8,
-    layers: Annotated[
-        int | None, typer.Option(help="Layers; by default enough for the longest shortest path, 4 to 12.")
-    ] = None,
-    norm: Annotated[str, typer.Option(help="layer, rms, softmax, groupbatch, batch or none.")] = "groupbatch",
-    dropout: Annotated[float, typer.Option(help="Share of channels dropped in training.")] = 0.2,
-    lr: Annotated[float, typer.Option(help="First learning rate; it falls to 0 as a cosine.")] = 3e-3,
-    epochs: Annotated[
-        str | None,
-        typer.Option(
-            help="Epochs; by default about 2,000 steps, in 30 to 400 epochs. auto: the length that is best "
-            "inside each training's own samples, at some seven times the cost."
-        ),
-    ] = None,
-    weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = 1e-2,
-    batch_size: Annotated[int, typer.Option(help="Samples per step.")] = 64,
-    top: Annotated[int, typer.Option(help="How many edges to print.")] = 15,
-    complete: Annotated[
-        int, typer.Option(help="At most how many edges to add to the graph at the end; 0: none.")
-    ] = 20,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default cpu.")] = None,
+    *,
+    options: dict[str, Any],
     force: Annotated[
         bool, typer.Option("--force", help="Replace results in a folder that is not empty.")
     ] = False,
@@ -114,21 +94,7 @@ def run(
         going_on = workflow.check_out(out, force, fresh) / ".checkpoint"
         if going_on.exists() and not (fresh or quiet):
             typer.echo(f"going on with the interrupted run in {out}", err=True)
-        options = workflow.Options(
-            folds=folds,
-            seed=seed,
-            channels=channels,
-            layers=layers,
-            norm=cast("Norm", norm),  # the model checks it
-            dropout=dropout,
-            lr=lr,
-            epochs=_epochs(epochs),
-            weight_decay=weight_decay,
-            batch_size=batch_size,
-            top=top,
-            complete=complete,
-            device=device,
-        )
+        chosen = workflow.Options(**options)
         data = load_data(
             edges,
             x,
@@ -142,7 +108,7 @@ def run(
         )
         told = None if quiet or as_json else _comparison
         try:
-            result = workflow.run(data, out, options, force=force, fresh=fresh, verbose=not quiet, told=told)
+            result = workflow.run(data, out, chosen, force=force, fresh=fresh, verbose=not quiet, told=told)
         except FinishedError as done:
             typer.echo(str(done), err=True)
             if as_json:
@@ -151,14 +117,7 @@ def run(
     if as_json:
         _print_metrics(out)
     elif not quiet:
-        _summary(result, out, top)
-
-
-def _epochs(given: str | None) -> Any:
-    try:
-        return None if given is None else int(given)
-    except ValueError:
-        return given  # the options refuse what is not auto
+        _summary(result, out, chosen.top)
 
 
 @app.command(cls=Command)

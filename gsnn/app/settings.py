@@ -1,53 +1,18 @@
-"""Settings of a run, with defaults that follow from the graph and the data."""
+"""The options of a run that follow from the graph and the data, and the network that they ask for."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 import torch
 
-from gsnn._checks import whole
+from gsnn.app.options import Options
 from gsnn.data.tables import Data
 from gsnn.graph.container import HeteroGraph
 from gsnn.graph.depth import default_layers
 from gsnn.models.GSNN import GSNN
-from gsnn.models.norms import Norm
 from gsnn.train.defaults import default_epochs
-
-
-@dataclass(frozen=True)
-class Options:
-    """Settings of a run. ``layers`` and ``epochs`` follow from graph and data where they are None.
-
-    With ``epochs="auto"`` each training tries lengths inside its own training samples, at some seven times
-    the cost; see :func:`gsnn.estimator.stopping.choose_epochs`.
-    ``complete`` is the number of edges that are added to the graph at the end, 0 for none.
-    """
-
-    folds: int = 5
-    seed: int = 0
-    channels: int = 8
-    layers: int | None = None
-    norm: Norm = "groupbatch"
-    dropout: float = 0.2
-    lr: float = 3e-3
-    epochs: int | Literal["auto"] | None = None
-    weight_decay: float = 1e-2
-    batch_size: int = 64
-    top: int = 15
-    complete: int = 20
-    device: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.folds != 0 and self.folds < 2:
-            raise ValueError(f"folds must be 0 (one split) or at least 2, got {self.folds}")
-        for name in ("batch_size", "top"):
-            whole(name, getattr(self, name))
-        whole("complete", self.complete, 0)
-        if isinstance(self.epochs, str) and self.epochs != "auto":
-            raise ValueError(f"epochs must be a positive int or 'auto', got {self.epochs!r}")
 
 
 def settle(data: Data, options: Options) -> Options:
