@@ -10,7 +10,7 @@ The data are read from the folder GSNN_DATA (default: shared/data beside the rep
 there are skipped. DREAM4 has one input a gene: 1 knocked out, .5 knocked down.
 
     python benchmarks/defaults.py --seeds 3 --jobs 2
-    python benchmarks/defaults.py --sets dream4_10 --seeds 1 --candidates 4
+    python benchmarks/defaults.py --sets dream4_10 --seeds 1 --candidates 4 --add
 """
 
 import argparse
@@ -137,6 +137,7 @@ def one(name: str, method: str, seed: int, folds: int, candidates: int) -> dict:
         chosen.append(found)
     each = [r2(y[:, j], yhat[:, j], mean[:, j]) for j in range(y.shape[1])]
     row = {"data": name, "method": method, "seed": seed, "samples": len(y), "inputs": task.x.shape[1]}
+    row |= {"folds": folds, "candidates": candidates if method == "nested" else 0}
     scores = {"r2": r2(y, yhat, mean), "r2_median": float(np.nanmedian(each))}
     seconds = round(time.perf_counter() - start, 1)
     return {**row, **scores, "seconds": seconds, "chosen": json.dumps(chosen)}
@@ -151,6 +152,9 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=12)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument(
+        "--add", action="store_true", help="keep what --out has of other sets, methods, seeds"
+    )
     args = command_line(parser)
     names = at_hand({name: FOLDERS[name] for name in args.sets})
     if not names:
@@ -161,8 +165,13 @@ def main() -> None:
     shown = table.groupby(["data", "method"], sort=False)[["r2", "r2_median", "seconds"]]
     print(shown.agg(["mean", "min", "max"]).round(3).to_string())
     args.out.parent.mkdir(exist_ok=True)
+    table = table.round(5).assign(**{**stamp(), "threads": 1})
+    if args.add and args.out.exists():
+        cell = ["data", "method", "seed"]
+        table = pd.concat([pd.read_csv(args.out), table]).drop_duplicates(cell, keep="last")
+        table = table.sort_values(cell, kind="stable")
     with replacing(args.out) as tmp:
-        table.round(5).assign(**{**stamp(), "threads": 1}).to_csv(tmp, index=False)
+        table.to_csv(tmp, index=False)
     print(f"wrote {args.out}")
 
 

@@ -1,5 +1,7 @@
 """Sphinx configuration: `make docs` builds docs/_build/html, with warnings as errors."""
 
+import base64
+import json
 import re
 import shutil
 import sys
@@ -18,7 +20,7 @@ author = "The gsnn developers"
 copyright = "the gsnn developers, MIT licence"
 version = release = gsnn.__version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "mathml"]
 exclude_patterns = ["_build", "_generated"]
 nitpicky = True
 # Other projects' names would need their inventories from the network. A link to one of ours must lead there.
@@ -29,6 +31,8 @@ html_title = f"gsnn {version}"
 html_static_path = ["_static"]
 html_css_files = ["gsnn.css"]
 html_show_sphinx = False
+html_math_renderer = "mathml"
+nb_ipywidgets_js = {}  # no notebook keeps a widget, and these would come from the network
 
 default_role = "literal"  # docstrings put code in single backticks, too
 napoleon_use_ivar = True
@@ -59,27 +63,24 @@ def gather(app) -> None:
         shutil.copystat(notebook, notebooks / notebook.name)
     generated = HERE / "_generated"
     generated.mkdir(exist_ok=True)
+    for notebook in sorted((ROOT / "tutorials").glob("[0-9]*.ipynb")):
+        draw(notebook, generated / "gallery")
     (generated / "benchmarks.md").write_text(page(ROOT / "benchmarks"), encoding="utf-8")
 
 
+def draw(notebook: Path, folder: Path) -> None:
+    """The pictures of a notebook as files: 13-2.png is the second of notebook 13."""
+    folder.mkdir(exist_ok=True)
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    stored = [out["data"] for cell in cells for out in cell.get("outputs", ()) if "data" in out]
+    for number, data in enumerate((data for data in stored if "image/png" in data), 1):
+        png = base64.b64decode("".join(data["image/png"]))
+        (folder / f"{notebook.name[:2]}-{number}.png").write_bytes(png)
+
+
 def tidy(app, what, name, obj, options, lines) -> None:
-    """Docstrings as reStructuredText: sections end at a blank line, a bar is a bar.
-
-    ``Parameters`` and ``Attributes`` underlined with dashes become the sections that napoleon knows, with one
-    entry a name; underlined ``Returns`` and ``Raises`` become a paragraph or a list.
-    """
+    """Docstrings as reStructuredText: a bar is a bar, and each attribute of several gets its name."""
     text = "\n".join(lines) + "\n"
-
-    def section(match: re.Match[str]) -> str:
-        title, body = match[1], match[2]
-        body = re.sub(r"(?m)^(?=\S)(.+?) :(?= )", r"\1:", body)
-        if title in ("Returns", "Raises"):
-            if re.search(r"(?m)^ ", body):  # several entries, each with its continuation lines indented
-                return f"**{title}:**\n\n" + re.sub(r"(?m)^(?=\S)", "- ", re.sub(r"(?m)^ +", "  ", body))
-            return f"**{title}:** {body}"
-        return f"{title}:\n" + re.sub(r"(?m)^(?=.)", "    ", body)
-
-    text = re.sub(r"(?m)^(Parameters|Attributes|Returns|Raises)\n-+\n((?:.+\n)+)", section, text)
     # One field for several attributes, which docutils would take for a type and a name.
     text = re.sub(
         r"(?m)^Attributes:\n(?:.+\n)+",
