@@ -1,4 +1,4 @@
-"""The kernel ``compiled``: the passes of :mod:`gsnn.kernels._passes`, on the CPU."""
+"""The kernel ``compiled``: the passes of ``gsnn.kernels._passes``, on the CPU."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class BlockKernel(Protocol):
     Attributes:
         name: what :func:`gsnn.kernels.registry.use` calls it.
 
-    ``form.inside`` asks for what :mod:`gsnn.kernels._chain` needs; a kernel may refuse it.
+    ``form.inside`` asks for what ``gsnn.kernels._chain`` needs; a kernel may refuse it.
     """
 
     name: str

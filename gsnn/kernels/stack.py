@@ -4,7 +4,7 @@
 ``lin_out`` with its residual. One operation keeps a few tensors per block for the backward pass and
 spares autograd's bookkeeping between the steps, which is where a small network's time goes. Which kernel
 computes it :mod:`gsnn.kernels.registry` says. Where captures lie on the way to the output the compiled
-kernel runs the stack as a chain (:mod:`gsnn.kernels._chain`). Anything else, and such captures with any other
+kernel runs the stack as a chain (``gsnn.kernels._chain``). Anything else, and such captures with any other
 kernel, runs as the separate operations of :mod:`gsnn.kernels.bucketed` and :mod:`gsnn.kernels.channels`.
 """
 
