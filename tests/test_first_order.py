@@ -10,7 +10,7 @@ from inferer_contract import FUNCTIONS, EdgeInfererContract, batches, small_data
 from scipy import stats
 from test_edge_scores import captured, white
 
-from gsnn.graph import EDGE_TYPES
+from gsnn.graph import EDGE_TYPES, HeteroGraph
 from gsnn.models.GSNN import GSNN
 from gsnn.optim.edge_scores import edge_scores
 from gsnn.optim.FirstOrderEdgeInferer import FirstOrderEdgeInferer
@@ -243,3 +243,55 @@ def test_bad_batches(case):
     for options in ({"layer_agg": "sum"}, {"score": "x"}, {"ridge": -1.0}):
         with pytest.raises(ValueError, match="must be"):
             case.inferer.evaluate(**options)
+
+
+def test_curvature_is_that_of_the_outputs_written_out():
+    """K_j = E[J_j' J_j] from derivatives one sample at a time; exact for one output, whatever the signs."""
+    index = {**small_graph().edge_index_dict}
+    index[EDGE_TYPES[2]] = index[EDGE_TYPES[2]][:, index[EDGE_TYPES[2]][1] == 0]
+    names = {**small_graph().node_names_dict, "output": ["y0"]}
+    graph = HeteroGraph(index, names)
+    model, (x, y) = small_model(graph, layers=3), small_data()
+    y = y[:, :1]
+    plain = fitted(model, x, y, graph=graph).effects().numpy()
+    inferer = FirstOrderEdgeInferer(model, graph, curvature=True)
+    inferer.fit(batches(x, y, 16), verbose=False)
+    turned = inferer.effects().numpy()
+    slopes = []
+    model.eval()
+    for row in x:  # with an error of a half the squared error has the output's own derivative
+        with torch.no_grad():
+            wanted = model(row[None]) - 0.5
+        slopes.append(captured(model, row[None], wanted)[2][:, 0])
+    slopes = np.stack(slopes, 1)  # (P, n, N, C)
+    curvature = np.einsum("pnic,pnid->picd", slopes, slopes) / len(x)
+    size = np.trace(curvature, axis1=2, axis2=3).mean() / C
+    w, v = np.linalg.eigh(curvature + 0.1 * size * np.eye(C))
+    root = v / np.sqrt(w)[..., None, :] @ v.swapaxes(2, 3)
+    np.testing.assert_allclose(turned, np.einsum("pijcd,pjde->pijce", plain, root), rtol=1e-7, atol=1e-12)
+
+
+def test_scores_in_units_of_curvature_add_up_over_parts_of_the_samples():
+    model, (x, y) = small_model(small_graph(), layers=3), small_data()
+    parts = FirstOrderEdgeInferer(model, small_graph(), curvature=True)
+    parts.fit(batches(x[:20], y[:20]), verbose=False)
+    parts.partial_fit(batches(x[20:], y[20:]), verbose=False)
+    whole = FirstOrderEdgeInferer(model, small_graph(), curvature=True)
+    whole.fit(batches(x, y), verbose=False)
+    # the signs drawn for the outputs differ, the second moments that they estimate do not
+    assert parts.n == whole.n
+    a, b = (i.evaluate().sort_values(["src_idx", "dst_idx"])["score"].to_numpy() for i in (parts, whole))
+    assert np.corrcoef(np.nan_to_num(a), np.nan_to_num(b))[0, 1] > 0.98
+
+
+def test_an_output_that_was_not_measured_has_no_curvature():
+    model, (x, y) = small_model(small_graph(), layers=3), small_data()
+    y = y.clone()
+    y[:, 1:] = torch.nan
+    some = FirstOrderEdgeInferer(model, small_graph(), curvature=True)
+    some.fit(batches(x, y), verbose=False)
+    jj = some._seen.jj
+    y[:, 1:] = 0.0
+    all_ = FirstOrderEdgeInferer(model, small_graph(), curvature=True)
+    all_.fit(batches(x, y), verbose=False)
+    assert float(jj.diagonal(dim1=2, dim2=3).sum()) < float(all_._seen.jj.diagonal(dim1=2, dim2=3).sum())

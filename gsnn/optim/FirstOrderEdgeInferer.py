@@ -24,6 +24,7 @@ class FirstOrderEdgeInferer(FirstOrderInferer):
     Args:
         model: a trained GSNN, or any module with the same captures.
         data: the graph it was built from (HeteroGraph or anything with the same two dictionaries).
+        curvature: as in :class:`gsnn.optim.first_order.FirstOrderInferer`.
 
     Attributes:
         n: samples seen since the statistics were last reset.

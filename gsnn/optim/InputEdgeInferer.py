@@ -31,6 +31,7 @@ class InputEdgeInferer(FirstOrderInferer):
         model: a trained GSNN, or any module with the same captures whose blocks have its `residual_weight`, a
             scalar tensor or None.
         data: the graph it was built from (HeteroGraph or anything with the same two dictionaries).
+        curvature: as in :class:`gsnn.optim.first_order.FirstOrderInferer`.
 
     Attributes:
         n: samples seen since the statistics were last reset.
@@ -49,8 +50,8 @@ class InputEdgeInferer(FirstOrderInferer):
 
     etype = EDGE_TYPES[1]
 
-    def __init__(self, model: nn.Module, data: Any) -> None:
-        super().__init__(model, data)
+    def __init__(self, model: nn.Module, data: Any, *, curvature: bool = False) -> None:
+        super().__init__(model, data, curvature=curvature)
         self.input_nodes = self.kept.sources
         self._check_ends("input", self.input_nodes)
         has_residuals(self._captures.blocks)

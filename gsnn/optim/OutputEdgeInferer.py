@@ -29,6 +29,7 @@ class OutputEdgeInferer(FirstOrderInferer):
         model: a trained GSNN, or any module with the same captures whose blocks have its `residual_weight`, a
             scalar tensor or None.
         data: the graph it was built from (HeteroGraph or anything with the same two dictionaries).
+        curvature: as in :class:`gsnn.optim.first_order.FirstOrderInferer`.
 
     Attributes:
         n: samples seen since the statistics were last reset.
@@ -47,8 +48,8 @@ class OutputEdgeInferer(FirstOrderInferer):
 
     etype = EDGE_TYPES[2]
 
-    def __init__(self, model: nn.Module, data: Any) -> None:
-        super().__init__(model, data)
+    def __init__(self, model: nn.Module, data: Any, *, curvature: bool = False) -> None:
+        super().__init__(model, data, curvature=curvature)
         self.output_nodes = self.kept.targets
         self._check_ends("output", self.output_nodes)
         self._depth = self.L**-0.5 if has_residuals(self._captures.blocks) else 1.0

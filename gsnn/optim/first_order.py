@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from gsnn._checks import one_of, positive, whole
 from gsnn._text import some_names
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 Score = Literal["omp", "whitened", "gradient"]
 SCORES: tuple[Score, ...] = get_args(Score)
 
+_CURVATURE_RIDGE = 0.1  # of the mean curvature: a target that the outputs hardly depend on is no bargain
+
 
 class FirstOrderInferer(StreamedInferer[GroupMoments], ABC):
     """Statistics over samples, the table and the greedy order; a member says what sources show, targets want.
@@ -46,10 +48,17 @@ class FirstOrderInferer(StreamedInferer[GroupMoments], ABC):
     Args:
         model: a trained GSNN, or any module with the same captures.
         data: the graph it was built from (HeteroGraph or anything with the same two dictionaries).
+        curvature: take g_j in units of what the outputs change by as j does, g_j K_j^(-1/2) with K_j =
+            E[J_j' J_j], J_j the derivative of the outputs: then a score squared is by how much the squared
+            error falls to second order (Gauss-Newton), not how steeply it begins to. For squared errors.
 
     Raises:
         TypeError, ValueError: what `LayerCaptures` and the graph refuse.
     """
+
+    def __init__(self, model: nn.Module, data: Any, *, curvature: bool = False) -> None:
+        self.curvature = curvature
+        super().__init__(model, data)
 
     @property
     @abstractmethod
@@ -112,12 +121,17 @@ class FirstOrderInferer(StreamedInferer[GroupMoments], ABC):
     ) -> GroupMoments:
         seen: GroupMoments | None = None
 
+        generator = torch.Generator().manual_seed(0)
+
         def take(batch: Batch) -> None:
             nonlocal seen
+            slopes = None
+            if self.curvature:
+                slopes = batch.counted(self._contributions(batch.probe(generator))[1])
             h, g = self._contributions(batch)
             if seen is None:
                 seen = GroupMoments(len(h), h.shape[2], h.shape[3], h.device, (g.shape[2], g.shape[3]))
-            seen.add(batch.counted(h), batch.counted(g) * batch.scale)
+            seen.add(batch.counted(h), batch.counted(g) * batch.scale, slopes)
 
         over_batches(self.model, self._captures, dataloader, take, crit, device, verbose)
         if seen is None or seen.n == 0:
@@ -151,7 +165,7 @@ class FirstOrderInferer(StreamedInferer[GroupMoments], ABC):
     def _moments(self) -> GroupMoments:
         if self._seen is None:
             raise RuntimeError("nothing to evaluate yet: call fit(dataloader) first")
-        return self._seen
+        return self._seen.in_units_of_curvature(_CURVATURE_RIDGE) if self.curvature else self._seen
 
     def evaluate(
         self, layer_agg: LayerAgg = "mean", *, score: Score = "omp", ridge: float = 0.05

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,17 +23,21 @@ class Batch:
     Attributes:
         number: from 0.
         inputs, prediction: (B, N_in), a leaf of the autograd graph, and (B, N_out).
+        target: (B, N_out), NaN where nothing was measured.
         loss: scalar.
         keep: (B,) the samples to count, None for all.
         scale: factor that makes the gradients those of each sample's own loss.
+        again: whether gradients of this batch are asked for once more.
     """
 
     number: int
     inputs: Tensor
     prediction: Tensor
+    target: Tensor
     loss: Tensor
     keep: Tensor | None
     scale: float
+    again: bool = False
 
     def gradients(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Of the loss at `tensors`, 0 at one that it does not depend on; not yet times `scale`."""
@@ -41,8 +45,17 @@ class Batch:
             raise ValueError(
                 "crit must return a loss that depends on the model's output, got one without a gradient"
             )
-        found = torch.autograd.grad(self.loss, tensors, allow_unused=True)
+        found = torch.autograd.grad(self.loss, tensors, allow_unused=True, retain_graph=self.again)
         return [t.new_zeros(t.shape) if g is None else g for g, t in zip(found, tensors, strict=True)]
+
+    def probe(self, generator: torch.Generator) -> Batch:
+        """The same with the outputs, of random signs, as its loss; its gradients may be asked for first.
+
+        Gradients of that have as second moments those of the derivatives of all measured outputs together.
+        """
+        signs = torch.randint(2, self.prediction.shape, generator=generator).to(self.prediction) * 2 - 1
+        loss = (self.prediction * signs * ~self.target.isnan()).sum()
+        return replace(self, loss=loss, again=True)
 
     def counted(self, values: Tensor) -> Tensor:
         """The samples to count of (P, B, ...)."""
@@ -97,4 +110,4 @@ def over_batches(
             # The captures must be on the autograd graph even if every parameter is frozen.
             inputs = inputs.detach().requires_grad_()
             prediction = model(inputs)
-            take(Batch(number, inputs, prediction, *scale_of(prediction, target)))
+            take(Batch(number, inputs, prediction, target, *scale_of(prediction, target)))

@@ -69,7 +69,7 @@ class Search:
         open_ = OpenPairs.of(self.model.graph, self.candidates, self.priors)
         found: list[tuple[int, str, str, float]] = []
         for etype in open_.weights:
-            inferer = INFERERS[etype](self.model, self.model.graph)
+            inferer = INFERERS[etype](self.model, self.model.graph, curvature=True)
             inferer.fit(batches, verbose=False)
             best = inferer.greedy(
                 k,
@@ -80,7 +80,7 @@ class Search:
             )
             columns = (best[name] for name in ("src_func", "dst_func", "score"))
             found += [(stage, str(s), str(t), float(v)) for s, t, v in zip(*columns, strict=True)]
-        if len(open_.weights) > 1:  # all are the steepest decrease by a signal of unit variance
+        if len(open_.weights) > 1:  # all are decreases of the loss by a signal of unit variance
             found.sort(key=lambda row: -row[3])
         new = found[:k]
         self.rows += new

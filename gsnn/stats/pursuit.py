@@ -7,6 +7,7 @@ by batch; what is kept are their centred second moments in float64. Source: Pati
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,6 +28,7 @@ class GroupMoments:
         mean_h, mean_g: (P, S C) and (P, T D).
         hh: (P, S C, S C), sums of products of centred h; hg (P, S C, T D) the same of h with g.
         gg: (P, T, D, D), of each group of g with itself.
+        jj: (P, T, D, D), the same of the slopes, not centred; 0 where none were given.
     """
 
     def __init__(
@@ -49,13 +51,17 @@ class GroupMoments:
         self.mean_h, self.mean_g = zeros(pairs, size), zeros(pairs, others * width)
         self.hh, self.hg = zeros(pairs, size, size), zeros(pairs, size, others * width)
         self.gg = zeros(pairs, others, width, width)
+        self.jj = zeros(pairs, others, width, width)
 
-    def add(self, h: Tensor, g: Tensor) -> None:
-        """Count the samples of h (P, B, S, C) and g (P, B, T, D)."""
+    def add(self, h: Tensor, g: Tensor, slopes: Tensor | None = None) -> None:
+        """Count the samples of h (P, B, S, C) and g (P, B, T, D), and of slopes like g."""
         batch = h.shape[1]
         if batch == 0:
             return
         h, g = h.double().flatten(2), g.double().flatten(2)
+        if slopes is not None:
+            rows = slopes.double().transpose(1, 2)  # (P, T, B, D)
+            self.jj += rows.mT @ rows
         new_h, new_g = h.mean(1), g.mean(1)
         self._join(batch, new_h, new_g, h - new_h[:, None], g - new_g[:, None])
 
@@ -68,6 +74,7 @@ class GroupMoments:
         self.hh += other.hh
         self.hg += other.hg
         self.gg += other.gg
+        self.jj += other.jj
 
     def _join(self, count: int, mean_h: Tensor, mean_g: Tensor, h: Tensor, g: Tensor) -> None:
         """Add centred rows, and one row more for the distance between the two means."""
@@ -83,6 +90,24 @@ class GroupMoments:
         self.mean_h += step_h * (count / total)
         self.mean_g += step_g * (count / total)
         self.n = total
+
+    def in_units_of_curvature(self, ridge: float) -> GroupMoments:
+        """The same of g K^(-1/2) in place of g, K the second moments of a target's slopes and a ridge.
+
+        `ridge` is in units of the mean of the diagonals of all K.
+        """
+        curvature = self.jj / self.n
+        size = curvature.diagonal(dim1=-2, dim2=-1).mean()
+        w, v = torch.linalg.eigh(curvature)
+        root = (v * (w.clamp(min=0.0) + ridge * size).rsqrt()[..., None, :]) @ v.mT
+        if not float(size) > 0:  # no output depends on any target: g is 0 too
+            return self
+        turned = copy.copy(self)
+        by_target = self.hg.unflatten(2, self.target_shape[1:])
+        turned.hg = torch.einsum("pstc,ptcd->pstd", by_target, root).flatten(2)
+        turned.mean_g = torch.einsum("ptc,ptcd->ptd", self.mean_g.view(self.target_shape), root).flatten(1)
+        turned.gg = root @ self.gg @ root
+        return turned
 
     def effects(self) -> Tensor:
         """M (P, S, T, C, D): M[p, i, j] = mean over samples of h_i^p g_j^p', not centred."""
