@@ -291,7 +291,7 @@ add(
 def use_recent(recent, w):
     for _ in range(3):
         recent.push(w.tensor(6, 4, 9))
-    return recent.correlations(1e-7), recent.regression(1e-7, True)
+    return recent.statistics(1e-7, True)
 
 
 add("gsnn.optim.recent", RecentSamples=Case(lambda w: call(20, 2), use=use_recent))

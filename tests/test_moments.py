@@ -147,6 +147,17 @@ def test_partial_correlation_is_that_of_residuals(parents):
                     assert abs(float(got[p, i, t]) - want) < 1e-10
 
 
+def test_partial_correlation_with_fewer_parents_for_some():
+    x, y = draw(80, seed=3)
+    state = moments_of(x, y)
+    got = partial_correlation(state, torch.tensor([2, 0]), torch.tensor([[1, -1, -1], [0, 3, 4]]), ridge=0.0)
+    for p in range(P):
+        for t, (j, parents) in enumerate([(2, [1]), (0, [0, 3, 4])]):
+            want = [residual_correlation(x[p].numpy(), y[p].numpy(), i, j, parents) for i in range(N)]
+            want = [np.nan if i in parents else value for i, value in enumerate(want)]
+            np.testing.assert_allclose(got[p, :, t], want, rtol=0, atol=1e-10)
+
+
 def test_partial_correlation_without_parents_is_the_correlation():
     state = moments_of(*draw(30))
     none = torch.zeros((N, 0), dtype=torch.long)

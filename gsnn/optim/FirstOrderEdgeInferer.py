@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from gsnn.optim.first_order import FirstOrderInferer, Score
+from gsnn._checks import one_of, whole
+from gsnn.optim._screen import Screen, best_pairs
+from gsnn.optim.batch_scale import Crit
+from gsnn.optim.edge_table import check_top_k
+from gsnn.optim.first_order import FirstOrderInferer, Score, check_score
 from gsnn.optim.gradient_pass import Batch
 from gsnn.stats.moments import LayerAgg
 
@@ -36,8 +42,8 @@ class FirstOrderEdgeInferer(FirstOrderInferer):
     Raises:
         TypeError, ValueError: what `LayerCaptures` and the graph refuse.
 
-    Memory: 16 P (N C)^2 bytes, where the model is: for networks of some hundred nodes. Source of GSNN: Evans
-    et al. 2024, doi 10.1101/2024.02.28.582164.
+    Memory: 16 P (N C)^2 bytes, where the model is: for networks of some hundred nodes. For larger ones there
+    is :meth:`best`, which needs no `fit`. Source of GSNN: Evans et al. 2024, doi 10.1101/2024.02.28.582164.
     """
 
     @property
@@ -88,3 +94,56 @@ class FirstOrderEdgeInferer(FirstOrderInferer):
             ValueError: an option out of its range.
         """
         return self._table(layer_agg, exclude_self, score, ridge)
+
+    def best(
+        self,
+        dataloader: Iterable[Any],
+        top_k: int = 50,
+        *,
+        looked_at: int | None = None,
+        layer_agg: LayerAgg = "mean",
+        exclude_self: bool = True,
+        score: Score = "omp",
+        ridge: float = 0.05,
+        memory: int = 2**32,
+        crit: Crit | None = None,
+        device: torch.device | str | None = None,
+        verbose: bool = True,
+    ) -> pd.DataFrame:
+        """The best sources of every target, without the moments of all pairs that `fit` keeps.
+
+        All pairs are screened by what the main directions of g_j have in common with those of h_i; of each
+        target the `looked_at` best ones are then scored as `evaluate` scores them. A pair that is shown has
+        the score that `evaluate` gives it; one that the screen misses is not shown.
+
+        Args:
+            dataloader: yields (x, y), as for `fit`. The data are gone through several times, so no iterator:
+                as often as the samples of all layer pairs exceed `memory`, twice less one.
+            top_k: rows for each target, where there are as many.
+            looked_at: pairs of each target that are scored exactly, at least `top_k`; 2 `top_k` by default.
+                N is as good as no screen.
+            layer_agg: as in `evaluate`.
+            exclude_self: as in `evaluate`.
+            score: as in `evaluate`.
+            ridge: as in `evaluate`.
+            memory: bytes for the samples of a pass, 2 n N C numbers in the model's precision for each layer
+                pair and one at least; 4 GiB by default. N^2 numbers in single precision come on top.
+            crit: as for `fit`.
+            device: as for `fit`.
+            verbose: show progress.
+
+        Returns:
+            A table as of `evaluate`, of the pairs that are shown; `p_value` and `q_value` are NaN, as nothing
+            is tested.
+
+        Raises:
+            TypeError, ValueError: as for `fit`; an iterator as dataloader, an option out of its range.
+        """
+        one_of("layer_agg", layer_agg, ("mean", "max"))
+        check_score(score, ridge)
+        (top_k,) = check_top_k((top_k,))
+        looked_at = 2 * top_k if looked_at is None else whole("looked_at", looked_at)
+        if looked_at < top_k:
+            raise ValueError(f"looked_at must be at least top_k, {top_k}, got {looked_at}")
+        screen = Screen(top_k, looked_at, score, layer_agg, exclude_self, ridge, whole("memory", memory))
+        return best_pairs(self, dataloader, screen, crit, device, verbose)

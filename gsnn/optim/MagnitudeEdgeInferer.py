@@ -24,7 +24,7 @@ from gsnn.stats.significance import benjamini_hochberg, fisher_p
 if TYPE_CHECKING:
     import pandas as pd
 
-_BLOCK_ELEMENTS = {"corr": 2**24, "partial": 2**26}  # values per temporary array of `evaluate`
+_BLOCK_ELEMENTS = {"corr": 2**24, "partial": 2**27}  # values per temporary array of `evaluate`
 _NORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "l1": lambda z: z.abs().sum(1, dtype=torch.float64),
     "l2": lambda z: z.double().square().sum(1).sqrt_(),
@@ -273,10 +273,11 @@ class MagnitudeEdgeInferer(StreamedInferer[Statistics]):
         filled = 0
         for targets, parents in self._blocks(score):
             r = partial_correlation(self._seen, targets, parents, ridge, self._eps)  # (P, N, T)
-            if self.n - 3 - parents.shape[1] <= 0:  # saturated: any source would fit
-                r = torch.full_like(r, torch.nan)
+            counts = (parents >= 0).sum(1)
+            r[:, :, self.n - 3 - counts <= 0] = torch.nan  # saturated: any source would fit
             best = aggregate(r, layer_agg).cpu().numpy()  # (N, T)
-            p = fisher_p(best, self.n, parents.shape[1])
+            n_cond = counts.cpu().numpy()
+            p = fisher_p(best, self.n, n_cond)
             target = targets.cpu().numpy()
             if top_k is None:
                 source = np.broadcast_to(np.arange(per_target)[:, None], (per_target, len(target)))
@@ -294,7 +295,7 @@ class MagnitudeEdgeInferer(StreamedInferer[Statistics]):
                 "corr": np.take_along_axis(best, source, 0),
             }
             if score == "partial":
-                part["n_cond"] = np.full(source.shape, parents.shape[1])
+                part["n_cond"] = np.broadcast_to(n_cond, source.shape)
             for pair, values in enumerate(r.cpu().numpy()):
                 part[f"corr_a{pair}_g{pair + 1}"] = np.take_along_axis(values, source, 0)
             part["p_value"] = np.take_along_axis(p, source, 0)
@@ -304,21 +305,24 @@ class MagnitudeEdgeInferer(StreamedInferer[Statistics]):
         return edge_table(self.kept, columns.pop("source"), columns.pop("target"), "corr", columns)
 
     def _blocks(self, score: MagnitudeScore) -> Iterator[tuple[Tensor, Tensor]]:
-        """Targets (T,) and what they are conditioned on (T, k), in blocks that bound temporary arrays."""
+        """Targets (T,) and what they are conditioned on (T, k), in blocks that bound temporary arrays.
+
+        Those that are conditioned on fewer have -1 at the end.
+        """
         assert self._seen is not None
         device = self._seen.mean_x.device
-        by_count: dict[int, list[int]] = {}
-        for target, parents in self.parents_by_target.items():
-            by_count.setdefault(len(parents) if score == "partial" else 0, []).append(target)
-        for count, targets in sorted(by_count.items()):
-            step = max(1, _BLOCK_ELEMENTS[score] // (self.N * max(self.n_pairs, count)))
-            for start in range(0, len(targets), step):
-                block = targets[start : start + step]
-                given = [self.parents_by_target[j][:count] for j in block]
-                yield (
-                    torch.tensor(block, device=device),
-                    torch.tensor(given, dtype=torch.long, device=device).reshape(len(block), count),
-                )
+        given = self.parents_by_target if score == "partial" else {}
+        counts = np.array([len(given.get(j, ())) for j in range(self.N)])
+        step = max(1, _BLOCK_ELEMENTS[score] // (self.N * self.n_pairs))
+        for some in (np.flatnonzero(counts == 0), np.flatnonzero(counts)):
+            # Of similar numbers, as the fewer are filled up.
+            some = some[np.argsort(counts[some], kind="stable")]
+            for start in range(0, len(some), step):
+                block = some[start : start + step]
+                parents = np.full((len(block), counts[block].max()), -1)
+                for row, j in zip(parents, block.tolist(), strict=True):
+                    row[: counts[j]] = given.get(j, ())
+                yield torch.from_numpy(block).to(device), torch.from_numpy(parents).to(device)
 
     def evaluate_against(
         self,

@@ -296,10 +296,11 @@ class MagnitudeEdgeRegressor(nn.Module):
         source, target = all_pairs(self.kept, exclude_self)
         columns = {"score": self.scores().double().cpu().numpy()[source, target]}
         eps = torch.finfo(self.W.dtype).eps
-        for pair, r in enumerate(self._recent.correlations(eps)):
+        correlations, fit = self._recent.statistics(eps, scale=self.standardize)
+        for pair, r in enumerate(correlations):
             columns[f"corr_a{pair}_g{pair + 1}"] = r[source, target]
         alternative: Literal["two-sided", "greater"] = "two-sided" if self.score_mode == "abs" else "greater"
-        p = self._recent.regression(eps, scale=self.standardize).p_values(alternative)
+        p = fit.p_values(alternative)
         columns["p_value"] = p[source, target]
         columns["q_value"] = benjamini_hochberg(columns["p_value"])
         return edge_table(self.kept, source, target, "score", columns)

@@ -114,18 +114,22 @@ def edge_table(
     """
     import pandas as pd
 
-    order = np.lexsort((source * len(kept.targets) + target, -columns[score_col]))
+    code = source * len(kept.targets) + target
+    order = np.argsort(code) if np.any(code[1:] < code[:-1]) else np.arange(len(code))
+    order = order[np.argsort(-columns[score_col][order], kind="stable")]
+    has_edge = kept.holds(source, target)[order]  # before pairs are jumbled, they are found faster
     source, target = source[order], target[order]
     table = {
-        "src_func": np.array(kept.sources, dtype=object)[source],
-        "dst_func": np.array(kept.targets, dtype=object)[target],
+        # Taken from an array that pandas has made, or it would look at the type of every name again.
+        "src_func": pd.Series(kept.sources).array.take(source),
+        "dst_func": pd.Series(kept.targets).array.take(target),
         "src_idx": source,
         "dst_idx": target,
         score_col: columns[score_col][order],
-        "has_edge": kept.holds(source, target),
+        "has_edge": has_edge,
     }
     table.update({name: values[order] for name, values in columns.items() if name != score_col})
-    return pd.DataFrame(table)
+    return pd.DataFrame(table, copy=False)
 
 
 def check_pairs(edges: Iterable[Any], argument: str = "positive_edges") -> list[Pair]:

@@ -195,7 +195,7 @@ class FirstOrderInferer(StreamedInferer[GroupMoments], ABC):
 
     def _table(self, layer_agg: LayerAgg, exclude_self: bool, score: Score, ridge: float) -> pd.DataFrame:
         one_of("layer_agg", layer_agg, ("mean", "max"))
-        _check_score(score, ridge)
+        check_score(score, ridge)
         moments = self._moments()
         pursuit = Pursuit(moments, ridge)
         shape = self.kept.shape
@@ -254,7 +254,7 @@ class FirstOrderInferer(StreamedInferer[GroupMoments], ABC):
         import pandas as pd
 
         k = whole("k", k)
-        _check_score(score, ridge)
+        check_score(score, ridge)
         weight = pair_weights(self.kept, candidates, priors)
         moments = self._moments()
         pursuit = Pursuit(moments, ridge)
@@ -322,6 +322,7 @@ def residual_gates(blocks: Sequence[Any]) -> Tensor:
     return torch.stack([block.residual_weight.detach().relu() for block in blocks])
 
 
-def _check_score(score: Score, ridge: float) -> None:
+def check_score(score: Score, ridge: float) -> None:
+    """Refuse a score that is none, or a ridge that is not above 0."""
     one_of("score", score, SCORES)
     positive("ridge", ridge)

@@ -7,7 +7,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gsnn.stats.moments import CoMoments, add_samples, correlation
 from gsnn.stats.regression import PooledFit, centred, pooled_least_squares
 
 Array = NDArray[np.float64]
@@ -44,12 +43,14 @@ class RecentSamples:
         sizes = [batch.shape[-1] for batch in self.batches]
         label = [-1 if size == 1 else k for k, size in enumerate(sizes)]
         groups = np.repeat(np.array(label, dtype=np.int64), sizes)
-        raw = torch.cat([batch.cpu() for batch in self.batches], -1).double().permute(1, 2, 0).numpy()
-        rows = np.ascontiguousarray(raw.transpose(1, 0, 2)).reshape(raw.shape[1], -1)
+        seen = torch.cat([batch.cpu() for batch in self.batches], -1)
+        seen = seen.to(torch.promote_types(seen.dtype, torch.float32))  # numpy knows no bfloat16
+        rows = np.ascontiguousarray(seen.permute(2, 0, 1).numpy()).reshape(seen.shape[-1], -1)
         # As bytes, which `unique` can compare at once; its axis=0 would make one field of each column.
         _, first = np.unique(rows.view(np.dtype((np.void, rows.strides[0]))), return_index=True)
         first.sort()
-        raw, groups = raw[:, first], groups[first]
+        groups = groups[first]
+        raw = seen[..., torch.from_numpy(first)].double().permute(1, 2, 0).contiguous().numpy()
         values = centred(raw, groups)
         variance = np.square(values).mean(1, keepdims=True)
         moving = variance > (8.0 * eps) ** 2 * np.square(raw).mean(1, keepdims=True)
@@ -57,14 +58,23 @@ class RecentSamples:
         values /= spread
         return values[: -self.pairs], values[-self.pairs :], groups
 
-    def correlations(self, eps: float) -> NDArray[np.float64]:
-        """corr(x_i^p, y_j^(p+1)), (P, N, N), with x by the first aggregator; NaN where either is constant."""
-        x, y, _ = self._magnitudes(eps, scale=True)
-        state = CoMoments.empty(self.pairs, x.shape[-1])
-        add_samples(state, torch.from_numpy(x[: self.pairs]), torch.from_numpy(y))
-        return correlation(state, torch.arange(x.shape[-1]), eps).numpy()
+    def statistics(self, eps: float, scale: bool) -> tuple[Array, PooledFit]:
+        """What the samples say about pairs.
 
-    def regression(self, eps: float, scale: bool) -> PooledFit:
-        """Least squares of y on x, pooled over slots, each standardized (or only centred) by itself."""
+        Returns:
+            corr(x_i^p, y_j^(p+1)), (P, N, N), x by the first aggregator, NaN where either is constant; and
+            least squares of y on x, pooled over slots, each standardized by itself, or only centred without
+            `scale`.
+        """
         x, y, groups = self._magnitudes(eps, scale)
-        return pooled_least_squares(x, np.tile(y, (len(x) // len(y), 1, 1)), groups)
+        return _correlations(x[: self.pairs], y), pooled_least_squares(x, y, groups)
+
+
+def _correlations(x: Array, y: Array) -> Array:
+    """(P, N, N) of centred x (P, n, N) with y (P, n, N)."""
+    size_x, size_y = (np.sqrt(np.square(part).sum(1)) for part in (x, y))
+    found = x.transpose(0, 2, 1) @ y
+    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that is meant
+        found /= size_x[:, :, None]
+        found /= size_y[:, None, :]
+    return found.clip(-1.0, 1.0, out=found)

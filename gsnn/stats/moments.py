@@ -183,10 +183,10 @@ def partial_correlation(
 ) -> Tensor:
     """Correlation of x_i and y_j, both with x_s, s in S_j, projected off: (P, N, T).
 
-    `targets` (T,) are the j; `parents` (T, k) their S_j, all of one size k. `ridge` is added to the
-    diagonal of the parents' *correlation* matrix, so it is relative to their scale. A constant parent
-    carries nothing and is skipped. NaN where x_i or y_j is constant, where i is in S_j, and where the
-    parents determine x_i or y_j to within the ridge.
+    `targets` (T,) are the j; `parents` (T, k) their S_j, -1 after those of a target that has fewer than k
+    (but one at least where k is not 0). `ridge` is added to the diagonal of the parents' *correlation*
+    matrix, so it is relative to their scale. A constant parent carries nothing and is skipped. NaN where x_i
+    or y_j is constant, where i is in S_j, and where the parents determine x_i or y_j to within the ridge.
 
     With A = R_SS + ridge I = V diag(w) V', the rows of F' = diag(w)^-1/2 V' whiten the parents: u_i = F' r_Si
     and v_j = F' r_Sy turn the partial correlation into (r_ij - u_i.v_j) / sqrt((1 - u_i.u_i)(1 - v_j.v_j)).
@@ -199,6 +199,8 @@ def partial_correlation(
     sx = spread(state.m_x, state.mean_x, state.n, eps)
     floor = max(4.0 * ridge, _RESIDUAL_FLOOR)
     eye = torch.eye(count, dtype=torch.bool, device=parents.device)
+    real = parents >= 0
+    parents = torch.where(real, parents, parents[:, :1])
     some, place = parents.unique(return_inverse=True)  # (U,), (T, k)
     step = max(1, _BLOCK_ELEMENTS // (count * r_xy.shape[1]))
     for pair, s in enumerate(sx):
@@ -208,10 +210,14 @@ def partial_correlation(
         for start in range(0, len(targets), step):
             part = slice(start, start + step)
             given, at, r = parents[part], place[part], r_xy[pair, :, part]  # (t, k), (t, k), (N, t)
-            r_ss = torch.where(eye, 1.0, rows[at[:, :, None], given[:, None, :]].nan_to_num(0.0))
+            known = real[part]  # the others are as constants
+            r_ss = rows[at[:, :, None], given[:, None, :]].nan_to_num(0.0)
+            r_ss = torch.where(known[:, :, None] & known[:, None, :], r_ss, 0.0)
+            r_ss = torch.where(eye, 1.0, r_ss)
             w, v = torch.linalg.eigh(r_ss)  # (t, k), (t, k, k)
             w = w.clamp(min=0.0) + ridge
             whiten = v * torch.where(w > count * 1e-14, w.rsqrt(), 0.0)[:, None, :]
+            whiten = torch.where(known[:, :, None], whiten, 0.0)
             u = whiten.mT @ rows[at]  # (t, k, N)
             r_sy = r[given, torch.arange(len(given), device=given.device)[:, None]].nan_to_num(0.0)
             z = whiten.mT @ r_sy[:, :, None]  # (t, k, 1)

@@ -133,7 +133,7 @@ class Pursuit:
         cov = moments.hh / moments.n
         at = torch.arange(nodes, device=cov.device)
         own = cov.view(pairs, nodes, channels, nodes, channels)[:, at, :, at].transpose(0, 1)
-        self.whiten, self.ranks = _whitener(own, moments.mean_h.view(pairs, nodes, channels))
+        self.whiten, self.ranks = whitener(own, moments.mean_h.view(pairs, nodes, channels))
         left = self._whitened(cov)  # (P, S C, S C), rows whitened
         self.cov = self._whitened(left.mT)
         self.cross = self._whitened(moments.hg / moments.n)  # (P, S C, T D), whitened h with g
@@ -187,8 +187,8 @@ class Pursuit:
             rows, by_node = (part.unflatten(1, (nodes, channels)) for part in (rows, fit.mT))
             own = own - rows @ by_node.mT - by_node @ rows.mT + inside @ by_node.mT
         zero = own.new_zeros(())
-        white_r, rank_r = _whitener(own, zero, floor=1e-4)
-        white_g, rank_g = _whitener(self._own_g[:, target], self._size_g[:, target])
+        white_r, rank_r = whitener(own, zero, floor=1e-4)
+        white_g, rank_g = whitener(self._own_g[:, target], self._size_g[:, target])
         kept = (white_r @ left @ white_g[:, None].mT).square().sum((2, 3))
         freedom = (rank_r * rank_g[:, None]).cpu().numpy()
         statistic = (self.n * kept).cpu().numpy()
@@ -203,7 +203,7 @@ def largest(matrices: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(matrices.mT @ matrices)[..., -1].clamp(min=0.0).sqrt()
 
 
-def _whitener(cov: Tensor, mean: Tensor, floor: float = 0.0) -> tuple[Tensor, Tensor]:
+def whitener(cov: Tensor, mean: Tensor, floor: float = 0.0) -> tuple[Tensor, Tensor]:
     """W (..., C, C) with W cov W' the identity on the directions that vary, and their number (...)."""
     w, v = torch.linalg.eigh(cov)
     # Below this a direction is the rounding of the activations, in single precision.

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import lapack
 from scipy.special import stdtr
 from torch import Tensor
 
@@ -66,7 +67,7 @@ def pooled_least_squares(x: Array, y: Array, groups: NDArray[np.int64] | None = 
 
     Args:
         x: (R, n, N) features.
-        y: (R, n, T) targets.
+        y: (Q, n, T) targets, R a multiple of Q: slot r predicts y[r % Q].
         groups: (n,) group of each sample, by default all in one.
 
     Method: ordinary least squares of all R n rows. With F_r the centred features of slot r, H_r = F_r G^-1,
@@ -80,30 +81,50 @@ def pooled_least_squares(x: Array, y: Array, groups: NDArray[np.int64] | None = 
     NaN where a feature or a target is constant, where other features determine the feature, and everywhere
     if no degree of freedom is left.
     """
-    n, features = x.shape[1:]
+    slots, n, features = x.shape
     intercepts = 1 if groups is None else len(np.unique(groups))
     x, y = centred(x, groups), centred(y, groups)
-    rows = x.reshape(-1, features)
-    size = np.sqrt(np.square(rows).sum(0))
+    size = np.sqrt(np.square(x).sum((0, 1)))
     moving = size > 0
-    size[~moving] = 1.0
-    rows = rows / size  # unit columns, so that the rank does not depend on the features' units
-    w, v = np.linalg.eigh(rows.T @ rows)
-    good = w > _SINGULAR * w[-1]
-    determined = moving & (np.square(v[:, ~good]).sum(1) < _UNDETERMINED)
-    inverse = (v[:, good] / w[good]) @ v[:, good].T
+    x = x[..., moving] / size[moving]  # unit columns, so that the rank does not depend on the features' units
+    rows = x.reshape(-1, x.shape[2])
+    inverse, determined = _inverse(rows.T @ rows)
     h = (rows @ inverse).reshape(x.shape)
-    coef = np.tensordot(h, y, ((0, 1), (0, 1)))  # (N, T)
-    residual = y - (rows @ coef).reshape(y.shape)
+    together = x.reshape(-1, *y.shape[:2], x.shape[2]).sum(0)  # (Q, n, N), as they predict the same
+    coef = inverse @ np.tensordot(together, y, ((0, 1), (0, 1)))  # (N, T)
+    residual = (rows @ coef).reshape(-1, *y.shape)
+    residual = np.subtract(y, residual, out=residual).reshape(slots, n, -1)
     s = np.einsum("rbj,sbj->rsj", residual, residual, optimize=True)
-    spent_by = np.einsum("rbi,sbi->rs", h, rows.reshape(x.shape), optimize=True)
+    spent_by = np.einsum("rbi,sbi->rs", h, x, optimize=True)
     k = np.einsum("rbi,sbi->rsi", h, h, optimize=True)
     total = np.einsum("rrj->j", s)
     with np.errstate(invalid="ignore", divide="ignore"):
         degrees = n - intercepts - np.tensordot(spent_by, s, 2) / total
         degrees[~(degrees > 1e-9)] = np.nan  # also for a constant target, whose residuals are all 0
         variance = np.tensordot(k, s, ((0, 1), (0, 1))) / degrees
-        se = np.sqrt(np.where(variance > 0, variance, np.nan)) / size[:, None]
-    coef = coef / size[:, None]
-    coef[~determined] = se[~determined] = np.nan
-    return PooledFit(coef, se, degrees)
+        error = np.sqrt(np.where(variance > 0, variance, np.nan))
+    found, se = (np.full((features, y.shape[2]), np.nan) for _ in range(2))
+    known = np.flatnonzero(moving)[determined]
+    found[known] = coef[determined] / size[known, None]
+    se[known] = error[determined] / size[known, None]
+    return PooledFit(found, se, degrees)
+
+
+def _inverse(gram: Array) -> tuple[Array, NDArray[np.bool_]]:
+    """Pseudoinverse of a Gram matrix (N, N) of unit columns; of each, whether others leave it undetermined.
+
+    By Cholesky where that shows that no eigenvalue is below the floor, which takes a tenth of the time.
+    """
+    if not len(gram):
+        return gram, np.zeros(0, dtype=bool)
+    factor, failed = lapack.dpotrf(gram, lower=1)
+    if not failed:
+        lower, failed = lapack.dpotri(factor, lower=1)
+    if not failed:
+        inverse = np.tril(lower) + np.tril(lower, -1).T
+        # The norm is at least the inverse of the smallest eigenvalue, the trace at least the largest.
+        if _SINGULAR * np.linalg.norm(inverse) * np.trace(gram) < 1.0:
+            return inverse, np.ones(len(gram), dtype=bool)
+    w, v = np.linalg.eigh(gram)
+    good = w > _SINGULAR * w[-1]
+    return (v[:, good] / w[good]) @ v[:, good].T, np.square(v[:, ~good]).sum(1) < _UNDETERMINED
