@@ -53,7 +53,7 @@ class _Pass:
         states, blocks = saved[:n_blocks], split(saved[n_blocks:])
         needed = [need and (weights_too or k == 0) for k, need in enumerate(self.needed)]
         found = backward(grad, states, blocks, self.form, self.plan, [None] * n_blocks, needed)  # type: ignore[arg-type]
-        versions = [(a._version, b._version, c._version) for a, b, c in found[2]]
+        versions: list[tuple[int, ...]] = [(a._version, b._version, c._version) for a, b, c in found[2]]
         self.known = _Known(*found, versions, weights_too)
         return self.known
 
@@ -113,8 +113,8 @@ class _Between(torch.autograd.Function):
         if k == n_blocks:
             _, _, *kept = ctx.saved_tensors
             learnt = [shared.needed[1 + (k - 1) * N_WEIGHTS + field] for field in _OF_OUT[:2]]
-            known = shared.find(grads[0], kept[6:], any(of_out[:2]) or not any(learnt))  # type: ignore[arg-type]
-            inner, found = known.inner[k - 1], known.weights[k - 1]
+            made = shared.find(grads[0], kept[6:], any(of_out[:2]) or not any(learnt))  # type: ignore[arg-type]
+            inner, found = made.inner[k - 1], made.weights[k - 1]
             return *nothing, inner.aside, inner.after, found[4], found[5], None, None, None, None
         if (
             (known := shared.known) is not None
@@ -251,7 +251,7 @@ def run_chain(
         before.append(z)
         aside.append(read)
     w = blocks[-1]
-    weights = (w.out_values, w.out_bias, w.residual, None, None, None)
-    saved = (*states, *flat)
-    result = _Between.apply(shared, len(blocks), (passed.state,), saved, read, given, *weights)
+    last = (w.out_values, w.out_bias, w.residual, None, None, None)
+    kept = (*states, *flat)
+    result = _Between.apply(shared, len(blocks), (passed.state,), kept, read, given, *last)
     return result, before, aside

@@ -137,7 +137,8 @@ def backward(
         alive.append(now)
         captured: tuple[Tensor | None, Tensor | None] = (None, None)
         if form.inside:
-            captured = before, aside = tuple(_captured(plan, form, samples, now) for _ in range(2))
+            before, aside = _captured(plan, form, samples, now), _captured(plan, form, samples, now)
+            captured = before, aside
             inner.append(Inner(now, aside, before))
         read_grad = read_grads[k]
         strides = (0, 0, 0) if read_grad is None else read_grad.stride()

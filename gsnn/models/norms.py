@@ -69,7 +69,8 @@ class NodeNorm(torch.nn.Module):
 
         By running statistics they are all that the norm does, (N,) or, of the norm ``batch``, (N*C,).
         """
-        scale, shift = self.scale(), self._parameters["bias"]
+        scale: torch.Tensor | None = self.scale()
+        shift: torch.Tensor | None = self._parameters["bias"]
         if not self.over_batch or self.training:
             return scale, shift
         unit = (self.running_var + EPS).rsqrt()
