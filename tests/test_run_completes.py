@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 
 import matplotlib
 
@@ -35,7 +36,9 @@ OPTIONS = Options(folds=2, channels=3, epochs=12, lr=1e-2, batch_size=16, dropou
 STEPS = {"base_steps": 40, "stage_steps": 10}
 STAGES = 2
 NAMES = ["src_func", "dst_func"]
+EXPLAINED = find_spec("captum") is not None  # the extra explain
 FILES = [
+    *(["attributions.csv"] * EXPLAINED),
     *("edges.csv", "figures", "graph_completed.tsv", "intervals.csv", "metrics.json", "model.safetensors"),
     *("model_completed.safetensors", "predictions.csv", "ranking.csv", "report.html"),
 ]
@@ -72,6 +75,7 @@ def test_all_files_are_there(finished):
     _, out = finished
     assert sorted(p.name for p in out.iterdir()) == FILES
     figures = {"added_edges", "learning_curve", "predicted_vs_measured", "r2_by_edges"}
+    figures |= {"explanation"} if EXPLAINED else set()
     assert {p.stem for p in (out / "figures").iterdir()} == figures
 
 
@@ -241,7 +245,7 @@ def test_none_are_added_where_that_is_turned_off(finished, data, tmp_path):
         "model_completed.safetensors",
     }
     figures = {p.stem for p in (tmp_path / "figures").iterdir()}
-    assert figures == {"learning_curve", "predicted_vs_measured", "top_edges"}
+    assert figures - {"explanation"} == {"learning_curve", "predicted_vs_measured", "top_edges"}
     assert result.completed is None and "completed" not in result.metrics["r2"]
     assert result.metrics["completion"] == {"skipped": "it was turned off"}
     for method in ("gsnn", "ridge", "mlp"):

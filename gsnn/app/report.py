@@ -28,6 +28,8 @@ from gsnn.models.GSNN import GSNN
 
 #: Files that not every run writes.
 _SOMETIMES = (
+    "attributions.csv",
+    "figures/explanation.png",
     "intervals.csv",
     "edges.csv",
     "graph_completed.tsv",

@@ -33,6 +33,7 @@ CAPTIONS = {
     "r2_by_edges": "Edges chosen within each training fold, outputs in units of their standard deviation. "
     "Bars: 95% intervals.",
     "added_edges": "The added edges in the graph.",
+    "explanation": "Edges that carry the differences between samples to the output, by integrated gradients.",
 }
 _MOST_OUTPUTS = 300
 _EDGES = 30
@@ -141,6 +142,7 @@ def html_report(
 
 _FILES = (
     "<code>metrics.json</code>, <code>predictions.csv</code>, <code>intervals.csv</code>, "
+    "<code>attributions.csv</code>, "
     "<code>ranking.csv</code> (all pairs of function nodes that are no edge, ranked by the magnitude "
     "correlation, with its p-values), "
     "<code>model.safetensors</code> and <code>figures/</code>"

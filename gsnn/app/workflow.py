@@ -21,6 +21,8 @@ import pandas as pd
 import torch
 
 from gsnn import plot
+from gsnn.app.attributions import attributions_of
+from gsnn.app.attributions import section_of as section_of_attributions
 from gsnn.app.candidates import CAUTION, SCORE, n_pairs, rank_edges
 from gsnn.app.compare import METHODS, Array, Split, make_splits, scores
 from gsnn.app.completion import Completed, budget_of, nested
@@ -79,8 +81,8 @@ def run(
 
     Files: ``metrics.json`` (last, so that its presence means that all are there), ``report.html``,
     ``ranking.csv``, ``predictions.csv``, ``model.safetensors``, ``figures/*.png``; with two folds or more
-    ``intervals.csv``; where edges are added also ``edges.csv``, ``graph_completed.tsv`` and
-    ``model_completed.safetensors``.
+    ``intervals.csv``; where an output can be explained ``attributions.csv``; where edges are added also
+    ``edges.csv``, ``graph_completed.tsv`` and ``model_completed.safetensors``.
 
     Until then ``out`` holds a folder ``.checkpoint`` with finished folds and the state of the fit that is
     running. After an interruption the same call goes on from there and gives the result that the
@@ -127,6 +129,7 @@ def run(
             if chosen:
                 why["epochs"] = f"{chosen}; in the folds, by their own, {', '.join(map(str, of_folds))}"
             ranking = rank_edges(model, data, verbose=verbose)
+            explained = attributions_of(model, data, judged["r2_by_output"])
             budget, skipped = budget_of(data, options)
             completed = None
             if budget:
@@ -152,6 +155,7 @@ def run(
             "why": why,
             **judged,
             "intervals": intervals.facts,
+            "attributions": explained.facts,
             "unreached": unreached_outputs(data.graph, options.layers),
             "completion": {"skipped": skipped} if completed is None else completed.facts(),
             "ranking": {
@@ -173,11 +177,14 @@ def run(
             predictions=predictions,
             model=model,
             completed=completed,
-            figures=figures_of(data, yhat, ranking, completed, histories, options.top, held_out),
+            figures={
+                **figures_of(data, yhat, ranking, completed, histories, options.top, held_out),
+                **explained.figures,
+            },
             warnings=data.warnings,
             held_out=held_out,
-            tables={"intervals.csv": intervals.table},
-            sections=[section_of_intervals(intervals.facts)],
+            tables={"intervals.csv": intervals.table, "attributions.csv": explained.table},
+            sections=[section_of_intervals(intervals.facts), section_of_attributions(explained)],
         )
     return Result(metrics, ranking, predictions, model, [*histories, final], completed)
 
