@@ -23,6 +23,8 @@ NAMES = (
     "16_comparing_methods",
     "17_link_prediction",
     "18_real_data",
+    "19_why_does_it_predict_this",
+    "20_unknown_targets",
 )
 MOST_BYTES = 400_000
 LONGEST_CELL = 60
