@@ -24,6 +24,7 @@ from real_data import SETS
 
 from gsnn.app.compare import Split, make_splits
 from gsnn.app.settings import new_model
+from gsnn.app.training import train_folds
 from gsnn.app.workflow import Options, cross_validate, settle
 from gsnn.data.tables import Data, load_data
 from gsnn.graph import GraphWarning
@@ -68,7 +69,8 @@ def one(name: str, members: int, outer: int | None, seed: int) -> list[dict]:
 def of_run(data: Data, options: Options, splits: list[Split], sd: np.ndarray, marks: dict) -> dict:
     """Of networks on each fold's training samples, by the intervals that `gsnn run` makes of their errors."""
     y = data.y.to_numpy()
-    yhat, fold, _ = cross_validate(data, options, splits, verbose=False)
+    (*models, _), _, _ = train_folds(data, options, splits, verbose=False)
+    yhat, fold = cross_validate(data, options, splits, models)
     width = held_out_widths(np.abs(y - yhat["gsnn"]), fold, LEVEL)
     found = row(y, yhat["gsnn"], yhat["gsnn"] - width, yhat["gsnn"] + width, sd)
     return marks | {"method": "run"} | found

@@ -20,6 +20,7 @@ from _script import parser_for, rows_of, save, seeds_of
 from _stamp import command_line
 
 from gsnn.app.compare import make_splits, scores
+from gsnn.app.training import train_folds
 from gsnn.app.workflow import Options, cross_validate, settle
 from gsnn.data.tables import load_data
 from gsnn.graph import GraphWarning
@@ -37,7 +38,8 @@ def one(name: str, setting: str, seed: int) -> dict:
     start = time.perf_counter()
     options = settle(data, Options(folds=SETS[name], seed=seed, **SETTINGS[setting]))
     splits = make_splits(data.y, data.groups, options.folds, options.seed)
-    yhat, _, _ = cross_validate(data, options, splits, verbose=False)
+    (*models, _), _, _ = train_folds(data, options, splits, verbose=False)
+    yhat, _ = cross_validate(data, options, splits, models)
     r2 = scores(data.y, splits, yhat)["r2"]
     seconds = round(time.perf_counter() - start, 1)
     return {"data": name, "setting": setting, **r2, "seconds": seconds, **asdict(options)}

@@ -2,22 +2,35 @@
 
 The tutorials' size: 24 function nodes, 20 epochs of 1,000 samples, batches of 64, C=8, L=6. `fit` one
 network at a time and `fit_side_by_side` take turns, on one thread; the fastest of the repeats counts.
-``difference`` is the largest relative one between the last training losses of the two ways.
+``difference`` is the largest relative one between the last training losses of the two ways. The case 'demo'
+is what `gsnn demo` trains on the given graph: the networks of five folds, each with the loss of its test rows
+after every epoch, and that of all samples, with dropout, 50 epochs and checkpoints.
 
     python benchmarks/side_by_side.py --out benchmarks/results/side_by_side.csv
 """
 
+import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from _script import parser_for, save
 from _stamp import command_line
 
+from gsnn.app.compare import make_splits
+from gsnn.app.demo import DEMO_OPTIONS, write_tables
+from gsnn.app.settings import new_model, settle
+from gsnn.app.training import train_folds
+from gsnn.data.tables import load_data
 from gsnn.kernels import compiled as native
 from gsnn.models.GSNN import GSNN
 from gsnn.simulate.scenarios import converging_tiers
 from gsnn.train import fit, fit_side_by_side
+from gsnn.train.history import History
 
 OPTIONS = {"epochs": 20, "batch_size": 64, "standardize": True, "verbose": False}
 
@@ -40,8 +53,45 @@ def turn(count: int, norm: str) -> dict[str, float]:
     middle = time.perf_counter()
     second = fit_side_by_side(together, [(x, y)] * count, seeds=list(range(count)), **OPTIONS)
     end = time.perf_counter()
-    apart = max(abs(b.train_loss[-1] / a.train_loss[-1] - 1) for a, b in zip(first, second, strict=True))
-    return {"alone_s": middle - start, "together_s": end - middle, "difference": apart}
+    return {"alone_s": middle - start, "together_s": end - middle, "difference": apart(first, second)}
+
+
+def apart(first: list[History], second: list[History]) -> float:
+    return max(abs(b.train_loss[-1] / a.train_loss[-1] - 1) for a, b in zip(first, second, strict=True))
+
+
+def demo_turn(folder: Path) -> dict[str, float]:
+    """The same of the networks of the demo, each alone as :func:`train_folds` has them side by side."""
+    for left in folder.glob("*.safetensors"):
+        left.unlink()
+    paths = write_tables(converging_tiers(12), folder, n=1000, seed=0)
+    data = load_data(paths["edges"], paths["x"], paths["y"], nodes=paths["nodes"])
+    options = settle(data, DEMO_OPTIONS)
+    splits = make_splits(data.y, None, options.folds, options.seed)
+    parts = [*splits, (np.arange(len(data.x)), None)]
+    x, y = data.x.to_numpy(), data.y.to_numpy()
+    settings = {name: getattr(options, name) for name in ("epochs", "batch_size", "lr", "weight_decay")}
+    settings |= {"restore_best": False, "standardize": True, "verbose": False}
+    start = time.perf_counter()
+    first: list[History] = []
+    for seed, (train, test) in zip([1, 2, 3, 4, 5, 0], parts, strict=True):
+        watched = None if test is None else (x[test], y[test])
+        first.append(
+            fit(
+                new_model(data, options, seed),
+                x[train],
+                y[train],
+                validation=watched,
+                seed=seed,
+                checkpoint_path=folder / f"{seed}.safetensors",
+                checkpoint_every=options.epochs // 20,
+                **settings,
+            )
+        )
+    middle = time.perf_counter()
+    second = train_folds(data, options, splits, verbose=False, state=folder / "together.safetensors")[1]
+    end = time.perf_counter()
+    return {"alone_s": middle - start, "together_s": end - middle, "difference": apart(first, second)}
 
 
 def main() -> None:
@@ -49,13 +99,20 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     arguments = command_line(parser)
     torch.set_num_threads(1)
-    rows = []
-    for norm in ("groupbatch", "none", "layer"):
-        for count in (1, 2, 5, 16):
-            turns = pd.DataFrame([turn(count, norm) for _ in range(arguments.repeats)])
+    cases: list[tuple[str, str, int, Callable[[], dict[str, float]]]] = [
+        ("same samples", norm, count, partial(turn, count, norm))
+        for norm in ("groupbatch", "none", "layer")
+        for count in (1, 2, 5, 16)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        cases.append(("demo", DEMO_OPTIONS.norm, DEMO_OPTIONS.folds + 1, partial(demo_turn, Path(folder))))
+        rows = []
+        for name, norm, count, one in cases:
+            turns = pd.DataFrame([one() for _ in range(arguments.repeats)])
             alone, together = turns["alone_s"].min(), turns["together_s"].min()
             rows.append(
                 {
+                    "case": name,
                     "norm": norm,
                     "networks": count,
                     "alone_s": alone,

@@ -52,6 +52,12 @@ class ProgressBar:
             share = f"{100 * self._done // self._total}%"
             self._line(f"{self._done} of {self._total} ({share})")
 
+    def skip(self, steps: int) -> None:
+        """So many more steps turn out to be done already."""
+        self._done += steps
+        if self._bar is not None:
+            self._bar.update(steps)
+
     def close(self) -> None:
         """No step follows."""
         if self._bar is not None:

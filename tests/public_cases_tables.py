@@ -604,9 +604,13 @@ def inside(context):
 add(
     "gsnn.app.training",
     length=lambda w: call(w.small_data, w.options, np.arange(24), 0, False),
-    train_one=Case(
-        lambda w: call(w.models[0], w.small_data, w.options, np.arange(24), None, 0, False), changes=(0,)
+    train_side_by_side=Case(
+        lambda w: call(
+            w.models, w.small_data, [w.options] * 3, [np.arange(24)] * 3, [0, 1, 2], verbose=False
+        ),
+        changes=(0,),
     ),
+    train_folds=lambda w: call(w.small_data, w.options, splits(w), verbose=False),
 )
 add("gsnn.app.user_errors", user_errors=Case(lambda w: call(), use=lambda c, w: inside(c), copies=False))
 add(
@@ -616,6 +620,6 @@ add(
     threads_for=Case(lambda w: call(w.small_data, w.options), use=lambda c, w: inside(c), copies=False),
     identity=lambda w: call(w.small_data, w.options),
     check_out=lambda w: call(w.folder / "out", False),
-    cross_validate=lambda w: call(w.small_data, w.options, splits(w), verbose=False),
+    cross_validate=lambda w: call(w.small_data, w.options, splits(w), w.models[:2]),
     figures_of=lambda w: call(w.small_data, predictions(w), pd.DataFrame(RANKING), None, [], 3, []),
 )

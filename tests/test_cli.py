@@ -48,7 +48,7 @@ def test_run_prints_a_summary_and_writes_the_files(paths, tmp_path):
     first = pd.read_csv(tmp_path / "out" / "ranking.csv").iloc[0]
     assert f"1  {first['source']} -> {first['target']}" in done.stdout
     assert "do not read p_value" in done.stdout and "30 samples" in done.stdout
-    assert "fold 1 of 2" in done.stderr
+    assert "2 folds and all samples" in done.stderr
 
 
 def test_run_takes_every_option_of_a_run():

@@ -99,6 +99,23 @@ def test_each_ends_where_fit_alone_would_take_it(case):
         np.testing.assert_allclose(predict(model, x), predict(other, x), rtol=1e-6, atol=1e-7)
 
 
+def test_each_for_as_many_epochs_as_asked_for():
+    models, data, lengths = networks(dropout=0.2), tables(), [4, 2, 5]
+    alone = copy.deepcopy(models)
+    options = {"batch_size": 8, "lr": 0.01, "verbose": False}
+    histories = fit_side_by_side(models, data, seeds=[7, 8, 9], epochs=lengths, **options)
+    expected = [
+        fit(model, *d, seed=seed, epochs=many, **options)
+        for model, d, seed, many in zip(alone, data, [7, 8, 9], lengths, strict=True)
+    ]
+    assert [len(history.train_loss) for history in histories] == lengths
+    assert_same(models, histories, alone, expected)
+    with pytest.raises(ValueError, match="epochs must have one entry for each of 3 models, got 2"):
+        fit_side_by_side(models, data, seeds=[7, 8, 9], epochs=[1, 2])
+    with pytest.raises(ValueError, match="epochs must be a positive int, got 0"):
+        fit_side_by_side(models, data, seeds=[7, 8, 9], epochs=[1, 0, 2])
+
+
 def test_lots_change_nothing(monkeypatch):
     found = []
     for most in (2**30, 1):

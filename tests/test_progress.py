@@ -40,8 +40,10 @@ def test_a_log_gets_a_line_for_each_tenth(capsys, total, at):
     assert lines_of(capsys) == [f"work: {k} of {total} ({100 * k // total}%)" for k in at]
 
 
-def test_numbers_are_shown_and_finished_steps_are_not_shown_again(capsys):
-    bar = ProgressBar(20, "fold 1", done=17)
+@pytest.mark.parametrize("skipped", [0, 17])
+def test_numbers_are_shown_and_finished_steps_are_not_shown_again(capsys, skipped):
+    bar = ProgressBar(20, "fold 1", done=17 - skipped)
+    bar.skip(skipped)
     for k in range(3):
         bar.update(train=0.123456 * (k + 1), pairs=10**6 + k)
     bar.close()

@@ -26,9 +26,11 @@ from gsnn.app.settings import Options
 from gsnn.app.workflow import run
 from gsnn.data.tables import load_data
 from gsnn.simulate.scenarios import converging_tiers
-from gsnn.train import loop as train
+from gsnn.train import _lots as train
+from gsnn.train import side_by_side as together
 
-# 20 training samples make 2 steps and, on the other 20, 1 loss of the test fold: 3 losses an epoch.
+# All networks take a step at the same time. 20 training samples of a fold make 2 steps and, on the other 20,
+# 1 loss of the test fold: 3 losses an epoch; all 40 make 3.
 QUICK = Options(folds=2, channels=2, epochs=3, batch_size=16, dropout=0.3, complete=0)
 
 
@@ -78,8 +80,8 @@ def assert_same_files(one, other):
     assert sorted(p.name for p in one.iterdir()) == sorted(p.name for p in other.iterdir())
 
 
-# 9 losses for each fold, then 3 epochs of 3 steps for all samples.
-@pytest.mark.parametrize(("at", "left"), [(5, 24), (9, 21), (10, 18), (14, 15), (19, 9), (26, 3)])
+# After the folds' epochs 8, 16 and 24 losses are done and kept; then come 3 more of the one for all samples.
+@pytest.mark.parametrize(("at", "left"), [(9, 19), (16, 19), (17, 11), (24, 11), (25, 3), (27, 3)])
 def test_interrupted_training_goes_on(data, whole, tmp_path, monkeypatch, at, left):
     Interrupts(monkeypatch, at)
     with pytest.raises(KeyboardInterrupt):
@@ -92,26 +94,42 @@ def test_interrupted_training_goes_on(data, whole, tmp_path, monkeypatch, at, le
     assert_same_files(tmp_path / "out", whole)
 
 
+# One network after the other: 9 losses each, 3 an epoch.
+@pytest.mark.parametrize(("at", "left"), [(5, 24), (12, 18), (14, 15), (27, 3)])
+def test_networks_that_do_not_fit_into_memory_go_on_too(data, whole, tmp_path, monkeypatch, at, left):
+    monkeypatch.setattr(together, "_MOST_BYTES", 1)
+    interrupt(data, tmp_path / "out", monkeypatch, at=at)
+    counted = Interrupts(monkeypatch)
+    run(data, tmp_path / "out", QUICK, verbose=False)
+    assert counted.calls == left
+    assert_same_files(tmp_path / "out", whole)
+
+
+class Steps:
+    """Counts the calls of a step of the workflow; the n-th is interrupted."""
+
+    def __init__(self, monkeypatch, name, at=None):
+        self.calls, self.at, self.step = 0, at, getattr(workflow, name)
+        monkeypatch.setattr(workflow, name, self)
+
+    def __call__(self, *args, **kwargs):
+        self.calls += 1
+        if self.calls == self.at:
+            raise KeyboardInterrupt
+        return self.step(*args, **kwargs)
+
+
 @pytest.mark.parametrize(
-    ("name", "at", "left"), [("baseline", 2, 18), ("baseline", 3, 9), ("rank_edges", 1, 0), ("write", 1, 0)]
+    ("name", "at", "left"), [("baseline", 2, 4), ("baseline", 3, 2), ("rank_edges", 1, 0), ("write", 1, 0)]
 )
 def test_other_steps_go_on_too(data, whole, tmp_path, monkeypatch, name, at, left):
-    step, calls = getattr(workflow, name), 0
-
-    def interrupted(*args, **kwargs):
-        nonlocal calls
-        calls += 1
-        if calls == at:
-            raise KeyboardInterrupt
-        return step(*args, **kwargs)
-
-    monkeypatch.setattr(workflow, name, interrupted)
+    Steps(monkeypatch, name, at)
     with pytest.raises(KeyboardInterrupt):
         run(data, tmp_path, QUICK, verbose=False)
     monkeypatch.undo()
-    counted = Interrupts(monkeypatch)
+    losses, baselines = Interrupts(monkeypatch), Steps(monkeypatch, "baseline")
     run(data, tmp_path, QUICK, verbose=False)
-    assert counted.calls == left
+    assert (losses.calls, baselines.calls) == (0, left)
     assert_same_files(tmp_path, whole)
 
 
@@ -124,9 +142,9 @@ def interrupt(data, out, monkeypatch, at=12, options=QUICK, **more):
 
 def test_checkpoints_every_twentieth_of_the_epochs(data, tmp_path, monkeypatch):
     options = Options(folds=0, channels=2, epochs=60, batch_size=64, complete=0)
-    interrupt(data, tmp_path, monkeypatch, at=2 * 17, options=options)  # in epoch 17
-    kept = tmp_path / ".checkpoint" / "fold1-fit.safetensors"
-    assert len(load_file(kept)["losses"][0]) == 15
+    interrupt(data, tmp_path, monkeypatch, at=3 * 17, options=options)  # in epoch 17
+    kept = load_file(tmp_path / ".checkpoint" / "networks.safetensors")
+    assert kept["0.losses"].shape == kept["1.losses"].shape == (3, 15)
 
 
 def test_what_differs_is_named_and_fresh_begins_anew(data, whole, tmp_path, monkeypatch):
@@ -190,10 +208,18 @@ def test_interrupted_before_anything_was_done(data, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("run.json", "is damaged. To start"), ("fold1.safetensors", "truncated")]
+    ("name", "message"),
+    [
+        ("run.json", "is damaged. To start"),
+        ("networks.safetensors", "truncated"),
+        ("fold1.safetensors", "truncated"),
+    ],
 )
 def test_damaged_pieces_are_refused(data, tmp_path, monkeypatch, name, message):
-    interrupt(data, tmp_path, monkeypatch)
+    with monkeypatch.context() as patch:
+        Steps(patch, "rank_edges", 1)
+        with pytest.raises(KeyboardInterrupt):
+            run(data, tmp_path, QUICK, verbose=False)
     piece = tmp_path / ".checkpoint" / name
     piece.write_bytes(piece.read_bytes()[:-5])
     with pytest.raises(ValueError, match=message):
@@ -274,7 +300,7 @@ def test_an_interrupted_demo_begins_anew(tmp_path, monkeypatch):
 
 KILLED = """
 import os, signal, sys
-from gsnn.train import loop as train
+from gsnn.train import _lots as train
 from gsnn.app.cli import app
 loss, calls = train.loss_of, 0
 def fatal(*args):

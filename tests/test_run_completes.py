@@ -112,7 +112,8 @@ def test_edges_are_those_of_complete_and_verify(finished, data):
     shared = ["order", "stage", *NAMES, "score"]
     pd.testing.assert_frame_equal(table[shared], chosen[shared], rtol=1e-4)
     numbers = ["gain", "gain_low", "gain_high", "p_value", "q_value", "placebo_gain"]
-    pd.testing.assert_frame_equal(table[numbers], tested[numbers], rtol=1e-4, atol=1e-9)
+    # The network that is verified was trained beside another one here, so it differs by rounding.
+    pd.testing.assert_frame_equal(table[numbers], tested[numbers], rtol=1e-4, atol=1e-5)
     assert table["verified"].tolist() == tested["verified"].tolist()
     assert any(tested["verified"]) and tested["alternatives"].map(len).sum() > 0
     texts = ["; ".join(f"{s} -> {t}" for s, t in others) for others in tested["alternatives"]]
@@ -337,7 +338,8 @@ def assert_same_files(one, other):
     [
         (search, "train_together", 3),
         (search, "train_together", 5),
-        (completion, "train_one", 2),
+        (completion, "train_side_by_side", 1),
+        (completion, "verify", 1),
     ],
 )
 def test_an_interrupted_run_goes_on(data, finished, tmp_path, monkeypatch, where, name, at):

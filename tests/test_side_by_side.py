@@ -90,12 +90,19 @@ def test_the_compiled_blocks_run(monkeypatch, norm, dtype):
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_threads_change_nothing(monkeypatch, threads):
-    monkeypatch.setattr(native, "_WORTH_A_THREAD", 0)
+@needs_native
+@pytest.mark.parametrize("large", [True, False])
+@pytest.mark.parametrize("threads", [2, 3, 5])
+def test_threads_change_nothing(monkeypatch, threads, large):
+    """Large networks are each shared by all threads, small ones shared out among them."""
     models, batches = members(norm="groupbatch", share_layers=False)
+    smallest = min(native._of(model.plan).work * model.channels * 16 for model in models)
+    monkeypatch.setattr(native, "_WORTH_A_THREAD", smallest + (not large))
+    turns, together_ = [], kernel._together
+    monkeypatch.setattr(kernel, "_together", lambda tasks: turns.append(len(tasks)) or together_(tasks))
     found = []
     for n in (1, threads):
+        turns.clear()
         together = SideBySide(models)
         before = torch.get_num_threads()
         torch.set_num_threads(n)
@@ -104,6 +111,7 @@ def test_threads_change_nothing(monkeypatch, threads):
         finally:
             torch.set_num_threads(before)
         found.append([flat.grad for flat in together.weights])
+    assert turns == ([threads] * 6 if large else [min(threads, 3)] * 2)
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 

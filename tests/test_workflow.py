@@ -23,7 +23,7 @@ from gsnn.app.compare import METHODS
 from gsnn.app.demo import demo, write_tables
 from gsnn.app.report import before_reading, describe
 from gsnn.app.settings import Options, default_epochs, default_layers, new_model, reasons, settle
-from gsnn.app.training import train_one
+from gsnn.app.training import train_side_by_side
 from gsnn.app.workflow import run
 from gsnn.data.tables import Data, load_data
 from gsnn.graph import HeteroGraph
@@ -140,7 +140,7 @@ def test_pairs_that_cannot_be_scored_say_why():
     data = Data(g, x, y, x.index)
     options = settle(data, Options(folds=2, channels=2, epochs=3, norm="none", dropout=0.0))
     model = new_model(data, options, 0)
-    train_one(model, data, options, np.arange(60), None, 0, False)
+    train_side_by_side([model], data, [options], [np.arange(60)], [0], verbose=False)
     table = rank_edges(model, data, verbose=False)
     reason = {(row.source, row.target): row.reason for row in table.itertuples()}
     for other in ("f0", "f1", "f2", "f4"):
@@ -191,7 +191,7 @@ def test_what_must_be_read_first(paths):
     assert len(before_reading({"r2": {"gsnn": float("nan")}, "data": found})) == 1
 
 
-def test_the_comparison_is_told_before_the_final_fit(paths, tmp_path, monkeypatch):
+def test_the_comparison_is_told_before_edges_are_ranked(paths, tmp_path, monkeypatch):
     told = []
 
     def never(*args, **options):

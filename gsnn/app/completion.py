@@ -18,7 +18,7 @@ from gsnn.app.candidates import n_pairs
 from gsnn.app.compare import Array, Split
 from gsnn.app.run_folder import RunFolder
 from gsnn.app.settings import Options, new_model
-from gsnn.app.training import length, train_one
+from gsnn.app.training import length, train_side_by_side
 from gsnn.data.tables import Data
 from gsnn.graph.container import HeteroGraph
 from gsnn.models.GSNN import GSNN
@@ -205,11 +205,24 @@ def completed(
     edges.insert(0, "order", np.arange(1, len(edges) + 1))
     if not not_verified:
         not_verified = too_large(data, options, edges, len(aside))
+    key = ["src_func", "dst_func"]
+    graph = data.graph.with_edges(list(edges[key].itertuples(index=False, name=None)))
+    model, base = new_model(data, options, seed, graph), new_model(data, options, seed)
+    training, own = [(model, np.arange(len(data.x)))], [settled]
     if not not_verified:
-        base = new_model(data, options, seed)
-        label = verbose and "for verification"
-        own, _ = length(data, options, rest, seed, label)
-        train_one(base, data, own, rest, None, seed, label, unfinished.file("base"))
+        training.append((base, rest))
+        own.append(length(data, options, rest, seed, verbose and "for verification")[0])
+    networks, rows = zip(*training, strict=True)
+    train_side_by_side(
+        networks,
+        data,
+        own,
+        rows,
+        [seed] * len(networks),
+        verbose=verbose and "completed graph",
+        state=unfinished.file("completed"),
+    )
+    if not not_verified:
         groups = None if data.groups is None else data.groups.iloc[aside]
         found = verify(
             base, data.graph, edges, data.x.iloc[aside], data.y.iloc[aside], groups=groups, seed=seed
@@ -221,21 +234,7 @@ def completed(
         edges["verified"] = pd.array([pd.NA] * len(edges), dtype="boolean")
         edges["placebo_gain"] = np.nan
         edges["alternatives"] = [()] * len(edges)
-    key = ["src_func", "dst_func"]
     edges["share"] = edges[key].merge(worth.edges, how="left", on=key)["share"].fillna(0.0).to_numpy()
-    graph = data.graph.with_edges(list(edges[key].itertuples(index=False, name=None)))
-    model = new_model(data, options, seed, graph)
-    everything = np.arange(len(data.x))
-    train_one(
-        model,
-        data,
-        settled,
-        everything,
-        None,
-        seed,
-        verbose and "completed graph",
-        unfinished.file("completed"),
-    )
     return Completed(edges, graph, model, worth, not_verified, (len(rest), len(aside)))
 
 

@@ -1,8 +1,9 @@
 """The main job behind ``gsnn run`` and ``gsnn demo``: tables in; model, comparison and edges out.
 
-A GSNN is judged by cross-validation beside three simple models on the same splits, then trained on all
-samples, and the magnitude edge inferer ranks the function -> function edges that the graph lacks. At the end
-the graph is completed: edges that would repair the prediction are added, judged and verified.
+A GSNN is judged by cross-validation beside three simple models on the same splits. Another one is trained on
+all samples at the same time, and with it the magnitude edge inferer ranks the function -> function edges that
+the graph lacks. At the end the graph is completed: edges that would repair the prediction are added, judged
+and verified.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,8 @@ from gsnn.app.intervals import intervals_of
 from gsnn.app.intervals import section_of as section_of_intervals
 from gsnn.app.report import describe, long_predictions, write
 from gsnn.app.run_folder import RunFolder, name_of
-from gsnn.app.settings import Options, new_model, reasons, settle
-from gsnn.app.training import length, train_one
+from gsnn.app.settings import Options, reasons, settle
+from gsnn.app.training import train_folds
 from gsnn.data.tables import Data
 from gsnn.graph.depth import unreached_outputs
 from gsnn.models.GSNN import GSNN
@@ -84,15 +85,15 @@ def run(
     ``intervals.csv``; where an output can be explained ``attributions.csv``; where edges are added also
     ``edges.csv``, ``graph_completed.tsv`` and ``model_completed.safetensors``.
 
-    Until then ``out`` holds a folder ``.checkpoint`` with finished folds and the state of the fit that is
-    running. After an interruption the same call goes on from there and gives the result that the
+    Until then ``out`` holds a folder ``.checkpoint`` with finished pieces and the state of the networks that
+    are being trained. After an interruption the same call goes on from there and gives the result that the
     uninterrupted run would have given, bit for bit on the same machine.
 
     Args:
         force: write into a folder that is not empty. Files of a run are replaced, others stay.
         fresh: forget what an interrupted run has left in ``out``, and begin anew.
         held_out: missing edges that are known to be true, as in a simulation; figure and report show them.
-        told: called with sizes and scores as soon as the cross-validation is over, before the final fit.
+        told: called with sizes and scores as soon as the networks are judged, before edges are ranked.
 
     Raises:
         FileExistsError: ``out`` is a file, or a folder that is not empty; as
@@ -113,19 +114,15 @@ def run(
     splits = make_splits(data.y, data.groups, options.folds, options.seed)
     with unfinished.working(made_of, fresh):
         with threads_for(data, options):
-            yhat, fold, histories = cross_validate(
-                data, options, splits, verbose=verbose, unfinished=unfinished
-            )
+            state = unfinished.file("networks")
+            models, histories, chosen = train_folds(data, options, splits, verbose=verbose, state=state)
+            (*tested, model) = models
+            yhat, fold = cross_validate(data, options, splits, tested, unfinished=unfinished)
             judged = scores(data.y, splits, yhat)
             if told is not None:
                 told({**describe(data), **judged})
-            model = new_model(data, options, options.seed)
-            everything = np.arange(len(data.x))
-            label = verbose and "all samples"
-            state = unfinished.file("all")
-            settled, chosen = length(data, options, everything, options.seed, label)
-            final = train_one(model, data, settled, everything, None, options.seed, label, state)
-            of_folds = [len(history.train_loss) for history in histories]
+            of_folds = [len(history.train_loss) for history in histories[:-1]]
+            settled = replace(options, epochs=len(histories[-1].train_loss))
             if chosen:
                 why["epochs"] = f"{chosen}; in the folds, by their own, {', '.join(map(str, of_folds))}"
             ranking = rank_edges(model, data, verbose=verbose)
@@ -178,7 +175,7 @@ def run(
             model=model,
             completed=completed,
             figures={
-                **figures_of(data, yhat, ranking, completed, histories, options.top, held_out),
+                **figures_of(data, yhat, ranking, completed, histories[:-1], options.top, held_out),
                 **explained.figures,
             },
             warnings=data.warnings,
@@ -186,7 +183,7 @@ def run(
             tables={"intervals.csv": intervals.table, "attributions.csv": explained.table},
             sections=[section_of_intervals(intervals.facts), section_of_attributions(explained)],
         )
-    return Result(metrics, ranking, predictions, model, [*histories, final], completed)
+    return Result(metrics, ranking, predictions, model, histories, completed)
 
 
 def figures_of(
@@ -263,50 +260,38 @@ def cross_validate(
     data: Data,
     options: Options,
     splits: Sequence[Split],
+    models: Sequence[GSNN],
     *,
-    verbose: bool,
     unfinished: RunFolder | None = None,
-) -> tuple[dict[str, Array], np.ndarray, list[History]]:
+) -> tuple[dict[str, Array], np.ndarray]:
     """Predictions (B, N_out) of each method for the rows it did not see, NaN where no fold tested a row.
 
-    Also the fold (from 1) that tested each row, 0 for none, and the GSNN's histories. Their validation
-    loss is that of the test rows: watched, never acted upon. Folds that are finished in ``unfinished`` are
-    taken from there, and new ones are kept there.
+    Also the fold (from 1) that tested each row, 0 for none. ``models`` are the folds' networks, trained.
+    Folds that are finished in ``unfinished`` are taken from there, and new ones are kept there.
     """
     y = data.y.to_numpy()
     yhat = {method: np.full(y.shape, np.nan) for method in METHODS}
-    fold, histories = np.zeros(len(y), dtype=int), []
-    for number, split in enumerate(splits, 1):
+    fold = np.zeros(len(y), dtype=int)
+    for number, (split, model) in enumerate(zip(splits, models, strict=True), 1):
         name = f"fold{number}"
         found = None if unfinished is None else unfinished.read(name)
         if found is None:
-            label = verbose and f"fold {number} of {len(splits)}"
-            state = None if unfinished is None else unfinished.file(f"{name}-fit")
-            found = _one_fold(data, options, split, options.seed + number, label, state)
-            if unfinished is not None and state is not None:
+            found = _one_fold(data, options, split, model)
+            if unfinished is not None:
                 unfinished.keep(name, found)
-                state.unlink()
-        train_loss, val_loss, lr = (tuple(values) for values in found["history"].tolist())
-        histories.append(History(train_loss, val_loss, lr, len(train_loss), False))
         fold[split[1]] = number
         for method in METHODS:
             yhat[method][split[1]] = found[method].numpy()
-    return yhat, fold, histories
+    return yhat, fold
 
 
-def _one_fold(
-    data: Data, options: Options, split: Split, seed: int, label: bool | str, state: Path | None
-) -> dict[str, torch.Tensor]:
-    """Predictions of each method for the test rows, and the GSNN's losses and learning rates (3, epochs)."""
+def _one_fold(data: Data, options: Options, split: Split, model: GSNN) -> dict[str, torch.Tensor]:
+    """Predictions of each method for the test rows."""
     train, test = split
     x, y = data.x.to_numpy(), data.y.to_numpy()
-    model = new_model(data, options, seed)
-    options, _ = length(data, options, train, seed, label)
-    history = train_one(model, data, options, train, test, seed, label, state)
     found: dict[str, np.ndarray] = {
         "mean": np.tile(np.nanmean(y[train], axis=0), (len(test), 1)),
         "gsnn": predict(model, x[test]),
         **{m: baseline(m, x[train], y[train], x[test], options.seed) for m in BASELINES},
-        "history": np.array([history.train_loss, history.val_loss, history.lr]),
     }
     return {name: torch.tensor(values, dtype=torch.float64) for name, values in found.items()}

@@ -8,7 +8,6 @@ network is computed by the very calls that would compute it alone, so the result
 
 import ctypes
 from collections.abc import Sequence
-from concurrent.futures import Future
 from itertools import accumulate
 from typing import Any
 
@@ -156,7 +155,7 @@ def _starts(side: Side, state: Tensor) -> np.ndarray:
 
 
 def _run(side: Side, table: np.ndarray, backward: int) -> None:
-    """The passes of every network; with several threads each takes networks of its own."""
+    """The passes of every network. Threads share small networks among them, and each of the large ones."""
     library = native._library
     assert library is not None
     n_networks, n_blocks, n_fields = table.shape
@@ -168,40 +167,54 @@ def _run(side: Side, table: np.ndarray, backward: int) -> None:
         turns.strides[0],
     )
 
+    def passes(network: int, share: int) -> int:
+        return library.gsnn_passes(
+            native._level,
+            backward,
+            side.entries[network],
+            first + network * step,
+            n_blocks,
+            turn + network * step_turn,
+            share,
+        )
+
     def work(networks: range) -> int:
         failed = 0
         for network in networks:
-            failed |= library.gsnn_passes(
-                native._level,
-                backward,
-                side.entries[network],
-                first + network * step,
-                n_blocks,
-                turn + network * step_turn,
-                side.plans[network].n_nodes,
-            )
+            failed |= passes(network, side.plans[network].n_nodes)
         return failed
 
     side.entries  # noqa: B018  filled in before threads ask for it
-    threads = min(torch.get_num_threads(), n_networks)
-    edges = sum(len(plan.row_of_edge) for plan in side.plans)
-    if edges * side.channels * int(table[0, 0, _COLUMN["width"]]) < native._WORTH_A_THREAD:
-        threads = 1
-    parts = [range(thread, n_networks, threads) for thread in range(threads)]
-    waiting: list[Future[int]] = []
+    threads = torch.get_num_threads()
+    values = side.channels * int(table[0, 0, _COLUMN["width"]])
+    sizes = [native._of(plan).work * values for plan in side.plans]
+    if threads == 1 or sum(sizes) < native._WORTH_A_THREAD:
+        tasks = [[(work, range(n_networks))]]
+    elif min(sizes) >= native._WORTH_A_THREAD:  # all threads share each network, one network after the other
+        shares = [max(plan.n_nodes // (native._SHARES * threads), 1) for plan in side.plans]
+        tasks = [[(passes, network, shares[network])] * threads for network in range(n_networks)]
+    else:
+        tasks = [[(work, range(k, n_networks, threads)) for k in range(min(threads, n_networks))]]
+    if any([_together(some) for some in tasks]):
+        raise MemoryError("no memory for the scratch space of a function node")
+
+
+def _together(tasks: Sequence[tuple[Any, ...]]) -> int:
+    """Call functions with their arguments on a thread each; their results, or'ed."""
+    left, waiting, failed = list(tasks), [], 0
     try:
-        while len(parts) > 1:
-            waiting.append(native._pool(threads).submit(work, parts[-1]))
-            parts.pop()
+        while len(left) > 1:
+            function, *arguments = left[-1]
+            waiting.append(native._pool(len(tasks)).submit(function, *arguments))
+            left.pop()
     except RuntimeError:  # no further thread can be started: those there are do the work
         pass
-    failed = 0
-    for part in parts:
-        failed |= work(part)
-    for task in waiting:
-        failed |= task.result()
-    if failed:
-        raise MemoryError("no memory for the scratch space of a function node")
+    finally:  # nothing may be at work any more once the tensors are gone
+        for function, *arguments in left:
+            failed |= function(*arguments)
+        for task in waiting:
+            failed |= task.result()
+    return failed
 
 
 class _Blocks(torch.autograd.Function):

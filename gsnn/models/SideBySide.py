@@ -45,8 +45,9 @@ class SideBySide(torch.nn.Module):
     Attributes:
         weights: K flat parameters.
         statistics: (2, S) running means and variances of all members, or None.
-        generators: None, or K CPU generators from which the members draw their dropout, so that each
-            draws what it would draw alone after ``torch.manual_seed`` with its generator's seed.
+        generators: None, or K generators of the members' device (CPU or CUDA) from which the members draw
+            their dropout, so that each draws what it would draw alone after ``torch.manual_seed`` with its
+            generator's seed.
 
     Raises:
         TypeError: something else than GSNNs.
@@ -238,17 +239,20 @@ class SideBySide(torch.nn.Module):
 
     @contextlib.contextmanager
     def _drawing_from(self, member: int) -> Iterator[None]:
-        """Let the global CPU generator be the member's own, where there is one."""
+        """Let the device's global generator be the member's own, where there is one."""
         if self.generators is None or not self.training or self._templates[0].config["dropout"] == 0:
             yield
             return
-        before = torch.get_rng_state()
-        torch.set_rng_state(self.generators[member].get_state())
-        try:
-            yield
-        finally:
-            self.generators[member].set_state(torch.get_rng_state())
-            torch.set_rng_state(before)
+        device, generator = self.weights[member].device, self.generators[member]
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            if device.type == "cuda":
+                torch.cuda.set_rng_state(generator.get_state(), device)
+                yield
+                generator.set_state(torch.cuda.get_rng_state(device))
+            else:
+                torch.set_rng_state(generator.get_state())
+                yield
+                generator.set_state(torch.get_rng_state())
 
     def _factors(self, samples: Sequence[int]) -> list[list[torch.Tensor]] | None:
         """Dropout of every block of each member, drawn in the order in which the member alone draws it."""

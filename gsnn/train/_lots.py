@@ -24,6 +24,8 @@ from gsnn.train.tables import Tables
 if TYPE_CHECKING:
     from gsnn.models.GSNN import GSNN
 
+#: Values of the edge states that a pass over validation samples holds at a time, 16 MiB in float32.
+_PASS_VALUES = 2**22
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -37,12 +39,17 @@ class Member:
     rng: torch.Generator
     dropout: torch.Generator
     n_batches: int
-    n_steps: int
+    epochs: int
     done: Progress
     order: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     total: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     best: tuple[torch.Tensor, torch.Tensor | None] | None = None
     finished: bool = False
+
+    @property
+    def n_steps(self) -> int:
+        """How many steps its epochs have."""
+        return self.epochs * self.n_batches
 
 
 class Lot:
@@ -65,6 +72,7 @@ class Lot:
                 member.best = self.side.snapshot(k)
             if self.checkpoint is not None:
                 self.checkpoint.resume(self)
+                self.bar.skip(self.members[0].done.epoch)
             for member in self.members:
                 set_scaling(member.model, member.tables.scaling)
             try:
@@ -141,8 +149,9 @@ class Lot:
         done.val_loss.append(math.nan)
         if val is not None:
             with torch.no_grad():
-                starts = range(0, len(val[0]), s.batch_size)
-                yhat = torch.cat([self.side.one(k, val[0][i : i + s.batch_size]) for i in starts])
+                size = max(s.batch_size, _PASS_VALUES // member.model.plan.n_rows)
+                starts = range(0, len(val[0]), size)
+                yhat = torch.cat([self.side.one(k, val[0][i : i + size]) for i in starts])
                 measured = val[1][:]
                 gaps = bool(measured.isnan().any())
                 done.val_loss[-1] = float(loss_of(s.crit, yhat, measured, gaps, member.tables.val_weight))
@@ -156,9 +165,9 @@ class Lot:
         if s.calls:
             self._write_models([k])
             done.stopped = stop_asked(
-                s.calls, epoch_state(done, s.epochs, member.model, member.number, s.n_models)
+                s.calls, epoch_state(done, member.epochs, member.model, member.number, s.n_models)
             )
-        return done.epoch == s.epochs or stops(done, s.patience)
+        return done.epoch == member.epochs or stops(done, s.patience)
 
     def _explode(self, member: Member, loss: float) -> None:
         self._put_back(range(len(self.active)))
@@ -166,7 +175,7 @@ class Lot:
             self.checkpoint.path.unlink(missing_ok=True)
         raise FloatingPointError(
             f"the loss of model {member.number} became {loss:g} in epoch {member.done.epoch} of "
-            f"{self.settings.epochs}; every model got the weights of its best epoch, or the initial ones. A "
+            f"{member.epochs}; every model got the weights of its best epoch, or the initial ones. A "
             f"lower lr (now {self.settings.lr:g}) or another norm usually helps"
         )
 

@@ -6,6 +6,7 @@ import contextlib
 import math
 import operator
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ def fit_side_by_side(
     seeds: Sequence[int],
     sample_weight: Sequence[Any] | None = None,
     validation: Sequence[tuple[Any, Any] | float | None] | None = None,
-    epochs: int = 100,
+    epochs: int | Sequence[int] = 100,
     batch_size: int = 64,
     lr: float = 1e-2,
     weight_decay: float = 1e-2,
@@ -54,7 +55,7 @@ def fit_side_by_side(
     """Train each of K models in place as ``fit(models[k], *data[k], seed=seeds[k], ...)`` would, all at once.
 
     The results are those of :func:`gsnn.train.loop.fit`, up to rounding: each model has its own samples,
-    batches, scaling, learning rate schedule, dropout (on the CPU), early stop and running statistics.
+    batches, scaling, learning rate schedule, dropout, early stop and running statistics.
     The models must have equal arguments; their graphs may differ. See
     :class:`gsnn.models.SideBySide.SideBySide` for what is fast. Where their states would take more
     than 1 GiB, they are trained in several lots.
@@ -63,6 +64,7 @@ def fit_side_by_side(
         models: K GSNNs, each in the list once.
         data: (x, y) of each, anything that ``fit`` takes.
         seeds: of each.
+        epochs: of all, or of each.
         sample_weight: of each, as ``fit`` takes it; None for none.
         validation: of each, as ``fit`` takes it; None for none.
         callbacks: called after each epoch of each model, which ``state.member`` counts; True stops this one
@@ -92,8 +94,11 @@ def fit_side_by_side(
             )
     if len({id(model) for model in models}) < len(models):
         raise ValueError("models must be in the list once, got the same model twice")
+    lengths = list(epochs) if isinstance(epochs, Sequence) else [epochs] * len(models)
+    if len(lengths) != len(models):
+        raise ValueError(f"epochs must have one entry for each of {len(models)} models, got {len(lengths)}")
     settings = Settings(
-        epochs,
+        max(lengths, default=1),
         batch_size,
         lr,
         weight_decay,
@@ -105,8 +110,8 @@ def fit_side_by_side(
         checked(callbacks),
         len(models),
     )
-    for aside in given or [None]:
-        settings.check(aside)
+    for many, aside in zip(lengths or [1], given or [None], strict=True):
+        replace(settings, epochs=many).check(aside)
     if checkpoint_path is not None and not Path(checkpoint_path).resolve().parent.is_dir():
         raise FileNotFoundError(f"checkpoint_path must be in a folder that exists, got {checkpoint_path}")
     if len({weight is None for weight in weights}) > 1:
@@ -115,18 +120,24 @@ def fit_side_by_side(
         for model in models:
             model.to(device)
     members: list[Member] = []
-    for model, (x, y), weight, aside, seed in zip(models, data, weights, given, seeds, strict=True):
+    per_model = zip(models, data, weights, given, seeds, lengths, strict=True)
+    for model, (x, y), weight, aside, seed, many in per_model:
         param = next(model.parameters())
         rng = torch.Generator().manual_seed(seed)
         looked = checkpoint_path is not None
         place = param.device, param.dtype
         tables = prepare(model, x, y, aside, standardize, rng, looked, *place, sample_weight=weight)
         n_batches = math.ceil(len(tables.x) / batch_size)
-        dropout = torch.Generator().manual_seed(seed)
+        dropout = torch.Generator(param.device if param.is_cuda else "cpu").manual_seed(seed)
         done = Progress({})
-        members.append(Member(model, len(members), tables, rng, dropout, n_batches, epochs * n_batches, done))
+        members.append(Member(model, len(members), tables, rng, dropout, n_batches, many, done))
     run = {
-        **{"epochs": epochs, "batch_size": batch_size, "lr": float(lr), "weight_decay": float(weight_decay)},
+        **{
+            "epochs": epochs if isinstance(epochs, int) else lengths,
+            "batch_size": batch_size,
+            "lr": float(lr),
+            "weight_decay": float(weight_decay),
+        },
         **{"patience": patience, "schedule": schedule, "restore_best": restore_best, "seeds": seeds},
         "crit": getattr(settings.crit, "__qualname__", type(settings.crit).__qualname__),
         "standardize": standardize if isinstance(standardize, bool) else repr(standardize),
@@ -134,7 +145,9 @@ def fit_side_by_side(
     }
     label = verbose if isinstance(verbose, str) else "epochs"
     lots = _lots(members, batch_size)
-    with contextlib.closing(ProgressBar(epochs * len(lots), label, bool(verbose))) as bar:
+    with contextlib.closing(
+        ProgressBar(sum(lot[0].epochs for lot in lots if lot), label, bool(verbose))
+    ) as bar:
         for number, lot in enumerate(lots):
             checkpoint = None
             if checkpoint_path is not None:
