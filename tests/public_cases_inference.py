@@ -73,6 +73,7 @@ add(
         use=lambda p, w: (p.left(0, [1]), p.scores(0, [1]), p.p_values(0, [1])),
     ),
     largest=lambda w: call(w.tensor(4, 3, 3, dtype=torch.float64)),
+    whitener=lambda w: call(torch.eye(3, dtype=torch.float64).expand(4, 3, 3), torch.zeros(4, 3)),
 )
 SCORES, LABELS = [0.9, 0.3, 0.3, 0.1], [1, 0, 1, 0]
 add(
@@ -416,6 +417,7 @@ add(
     "gsnn.optim.first_order",
     has_residuals=lambda w: call(list(w.model.ResBlocks)),
     residual_gates=lambda w: call(list(w.model.ResBlocks)),
+    check_score=lambda w: call("omp", 0.05),
 )
 
 
@@ -443,13 +445,15 @@ def one_batch(w):
     """What an inferer is given of a batch, with the captures that it was made under."""
     x = w.x.requires_grad_()
     prediction = w.model(x)
-    return call(0, x, prediction, prediction.square().mean(), torch.arange(24) % 2 == 0, 24.0)
+    target, keep = torch.zeros_like(prediction), torch.arange(24) % 2 == 0
+    return call(0, x, prediction, target, prediction.square().mean(), keep, 24.0)
 
 
 def use_batch(batch, w):
+    (probed,) = batch.probe(torch.Generator().manual_seed(0)).gradients([batch.inputs])
     (slope,) = batch.gradients([batch.inputs])
     batch.check_finite(slope[None], "gradient", "input node", ["i0", "i1", "i2"], 0)
-    return slope, batch.counted(slope[None])
+    return probed, slope, batch.counted(slope[None])
 
 
 add(

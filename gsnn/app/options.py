@@ -94,7 +94,8 @@ def from_command_line(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def call(**given: Any) -> None:
-        command(options={name: read[name](given.pop(name)) for name in options}, **given)
+        taken = {name: read[name](given.pop(name, one.default)) for name, one in options.items()}
+        command(options=taken, **given)
 
     call.__signature__ = written.replace(parameters=parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {one.name: one.annotation for one in parameters}

@@ -163,15 +163,16 @@ def _between_plainly(
             return [state]
         z = shared.captured(plain_in(state, in_values.view(-1, form.channels), in_bias, plan))
         width = 0 if grads[0] is None else grads[0].shape[1] - shared.samples
-        given = [torch.nn.functional.pad(state, (0, width)), z]
-        return [t for t, grad in zip(given, grads, strict=True) if grad is not None]
+        both = [torch.nn.functional.pad(state, (0, width)), z]
+        return [t for t, of in zip(both, asked, strict=True) if of]
 
-    return differentiable_grads(
-        outputs,
-        ctx.saved_tensors[:8],
-        [*needed[:7], False],
-        [grad for grad in grads if grad is not None],
-    )
+    # What goes around the first block is the state that came in: no weight, and often no input, is behind it.
+    through = shared.needed[0] or ctx.k > 0
+    asked = [grad is not None and (through or place > 0) for place, grad in enumerate(grads)]
+    if not any(asked):
+        return [None] * 8
+    given = [grad for grad, of in zip(grads, asked, strict=True) if of and grad is not None]
+    return differentiable_grads(outputs, ctx.saved_tensors[:8], [*needed[:7], False], given)
 
 
 class _Inside(torch.autograd.Function):
