@@ -20,6 +20,7 @@ NAMES = (
     "11_pathway_regularization",
     "13_post_hoc_edge_inference",
     "14_online_edge_inference",
+    "15_complete_and_verify",
     "16_comparing_methods",
     "17_link_prediction",
     "18_real_data",
