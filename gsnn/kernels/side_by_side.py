@@ -188,6 +188,7 @@ def _run(side: Side, table: np.ndarray, backward: int) -> None:
     threads = torch.get_num_threads()
     values = side.channels * int(table[0, 0, _COLUMN["width"]])
     sizes = [native._of(plan).work * values for plan in side.plans]
+    tasks: list[list[tuple[Any, ...]]]
     if threads == 1 or sum(sizes) < native._WORTH_A_THREAD:
         tasks = [[(work, range(n_networks))]]
     elif min(sizes) >= native._WORTH_A_THREAD:  # all threads share each network, one network after the other
