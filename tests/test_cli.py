@@ -144,7 +144,7 @@ def test_bad_options_end_with_code_2(paths, tmp_path, words, message):
 
 def test_exploding_training_is_an_error_of_one_line(paths, tmp_path):
     done = invoke(*arguments(paths, tmp_path / "out"), "--quiet", "--lr", "1e30", "--epochs", "5")
-    assert done.exit_code == 2 and done.stderr.startswith("error: the loss became")
+    assert done.exit_code == 2 and done.stderr.startswith("error: the loss of model 0 became")
 
 
 def test_missing_options_and_files(tmp_path):
