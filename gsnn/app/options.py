@@ -97,7 +97,7 @@ def from_command_line(command: Callable[..., None]) -> Callable[..., None]:
         taken = {name: read[name](given.pop(name, one.default)) for name, one in options.items()}
         command(options=taken, **given)
 
-    del call.__wrapped__  # type: ignore[attr-defined]  # whose source has other parameters
+    del call.__wrapped__  # whose source has other parameters
     call.__signature__ = written.replace(parameters=parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {one.name: one.annotation for one in parameters}
     return call
