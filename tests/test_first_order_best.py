@@ -116,3 +116,10 @@ def test_data_that_cannot_be_gone_through_twice(case):
             inferer.best(nothing, verbose=False)
     with pytest.raises(ValueError, match="is not finite"):
         inferer.best([(x, y.nan_to_num() * torch.inf)], verbose=False)
+
+
+def test_curvature_is_refused_as_the_screen_does_not_know_it(case):
+    _, data = case
+    inferer = FirstOrderEdgeInferer(small_model(small_graph()), small_graph(), curvature=True)
+    with pytest.raises(ValueError, match=r"curvature must be False for best\(\), .*, got True"):
+        inferer.best(data, 3, verbose=False)

@@ -137,8 +137,11 @@ class FirstOrderEdgeInferer(FirstOrderInferer):
             is tested.
 
         Raises:
-            TypeError, ValueError: as for `fit`; an iterator as dataloader, an option out of its range.
+            TypeError, ValueError: as for `fit`; an iterator as dataloader, an option out of its range, an
+                inferer made with `curvature`, which the screen does not know.
         """
+        if self.curvature:
+            raise ValueError("curvature must be False for best(), which does not know it, got True")
         one_of("layer_agg", layer_agg, ("mean", "max"))
         check_score(score, ridge)
         (top_k,) = check_top_k((top_k,))
