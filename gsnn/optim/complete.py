@@ -1,7 +1,7 @@
 """Which edges to add to a graph, from data alone.
 
 A network is trained briefly on the given graph; then, stage by stage, the edges that would lower its loss
-most steeply are added, and the grown network is trained on. What comes out is a graph that explains the data
+by most are added, and the grown network is trained on. What comes out is a graph that explains the data
 as well as its edges allow. It is not the true graph: where sources carry the same signal, many graphs do
 equally well, and :func:`gsnn.optim.verify.verify` says which edges hold on new samples and what would do in
 their place.
@@ -101,10 +101,11 @@ def complete(
         stages: in how many steps the budget is spent; with 'auto' each adds so many edges that `2 stages` of
             them double the graph's.
         score: 'omp', orthogonal matching pursuit, or 'whitened', pairs one by one and one edge a target and
-            stage; see :class:`gsnn.optim.FirstOrderEdgeInferer.FirstOrderEdgeInferer`.
+            stage; both in units of curvature, see
+            :class:`gsnn.optim.FirstOrderEdgeInferer.FirstOrderEdgeInferer`.
         candidates, priors: pairs to choose from, by default all missing function -> function pairs, and
             weights of pairs; see its method `greedy`. Candidates may lead from an input to a function node
-            (unknown targets of a drug) or from a function node to an output, too; in each stage the steepest
+            (unknown targets of a drug) or from a function node to an output, too; in each stage the best
             of all three types are added. Where a name stands for two nodes, a pair is a function -> function
             edge if it can be one.
         validation: (x, y) that have no part in choosing or training; for `gain` and `path`, which need one
