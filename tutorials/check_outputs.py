@@ -27,13 +27,18 @@ def text_of(notebook: nbformat.NotebookNode) -> list[str]:
     lines = []
     for number, cell in enumerate(cell for cell in notebook.cells if cell.cell_type == "code"):
         lines.append(f"--- code cell {number}")
+        streamed = ""  # the kernel cuts what a cell prints where it likes
         for output in cell.outputs:
             if output.output_type == "stream":
-                lines += output.text.splitlines()
-            elif output.output_type == "error":
+                streamed += output.text
+                continue
+            lines += streamed.splitlines()
+            streamed = ""
+            if output.output_type == "error":
                 lines.append(f"{output.ename}: {output.evalue}")
             else:
                 lines += output.data.get("text/plain", "").splitlines()
+        lines += streamed.splitlines()
     return lines
 
 
