@@ -21,7 +21,9 @@ def make(seed=0, n_function=12, dtype=torch.float64, graph=None, **arguments):
     generator = torch.Generator().manual_seed(seed)
     edges, names = random_graph(generator, n_function=n_function, **(graph or {}))
     arguments = {"channels": 3, "layers": 3, **arguments}
-    model = GSNN(edges, names, **arguments)
+    with torch.random.fork_rng(devices=[]):  # the initial weights come from the global state
+        torch.manual_seed(seed)
+        model = GSNN(edges, names, **arguments)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
