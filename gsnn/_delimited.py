@@ -22,6 +22,8 @@ _MARKS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
     (b"\xff\xfe", "utf-16"),
     (b"\xfe\xff", "utf-16"),
 )
+# What a spreadsheet evaluates when a cell begins with it; numbers and lone signs are harmless.
+_EVALUATED = re.compile(r"[=@\t\r]|[+-](?!$|[0-9.]+(?:[eE][+-]?[0-9]+)?$|inf(?:inity)?$)")
 _NAMES = {"\t": "tab", ",": "comma", ";": "semicolon"}
 
 
@@ -128,10 +130,21 @@ def twins(names: Sequence[str], respelt: dict[str, set[str]]) -> list[str]:
     return said
 
 
+def as_plain_cell(text: str) -> str:
+    """`text` as a cell that no spreadsheet takes for a formula.
+
+    An apostrophe is put before text that begins with ``=``, ``@``, a tab or a carriage return, or with ``+``
+    or ``-`` and is neither that sign alone nor a number. Reading a table takes it off again.
+    """
+    return f"'{text}" if _EVALUATED.match(text) else text
+
+
 def _clean(cell: str, respelt: dict[str, set[str]]) -> str:
     name = cell.strip()
     if not name.isascii():
         name = unicodedata.normalize("NFC", name).strip("\ufeff\u200b ")
+    if name.startswith("'") and _EVALUATED.match(name[1:]):
+        name = name[1:]
     if name != cell:
         respelt.setdefault(name, set()).add(cell)
     return name

@@ -15,6 +15,7 @@ import torch
 from kill_jobs import Jobs, in_child, result_of
 from typer.testing import CliRunner
 
+from gsnn._delimited import read_delimited
 from gsnn.app import report
 from gsnn.app.cli import app
 from gsnn.app.run_folder import alone
@@ -310,6 +311,11 @@ def typed(*words):
     return done
 
 
+def table_of(path):
+    found = read_delimited(path)
+    return pd.DataFrame(found.rows, columns=found.header)
+
+
 def test_odd_names_go_through_files_unchanged_and_stay_in_the_folder(quick_search, tmp_path):
     """Formulas, words that pandas reads as missing, paths and HTML: names are text, from end to end."""
     inside, out = tmp_path / "inside", tmp_path / "inside" / "out"
@@ -318,9 +324,9 @@ def test_odd_names_go_through_files_unchanged_and_stay_in_the_folder(quick_searc
     typed("run", *tables, "--out", out, "--folds", 2, "--channels", 2, "--epochs", 1, "--quiet")
     typed("complete", *tables, "--out", inside / "c", "--budget", 3, "--epochs", 1, "--quiet")
     assert [path.name for path in tmp_path.iterdir()] == ["inside"]
-    ranked = pd.read_csv(out / "ranking.csv", dtype=str, keep_default_na=False)
+    ranked = table_of(out / "ranking.csv")
     assert set(ranked["source"]) | set(ranked["target"]) == set(NAMES)
-    chosen = pd.read_csv(inside / "c" / "edges.csv", dtype=str, keep_default_na=False)
+    chosen = table_of(inside / "c" / "edges.csv")
     assert {*chosen["src_func"], *chosen["dst_func"]} <= set(NAMES)
     model = load(inside / "c" / "model.safetensors")
     assert set(model.graph.node_names_dict["function"]) == set(NAMES)
@@ -329,7 +335,7 @@ def test_odd_names_go_through_files_unchanged_and_stay_in_the_folder(quick_searc
     ranked.to_csv(inside / "two.csv", index=False)
     verified = ["--model", out / "model.safetensors", "--candidates", inside / "two.csv"]
     typed("verify", *tables, *verified, "--out", inside / "v.csv")
-    tested = pd.read_csv(inside / "v.csv", dtype=str, keep_default_na=False)
+    tested = table_of(inside / "v.csv")
     assert set(zip(tested["src_func"], tested["dst_func"], strict=True)) == set(
         zip(ranked["source"], ranked["target"], strict=True)
     )

@@ -71,7 +71,7 @@ def build(
         from gsnn.app.run_folder import alone
         from gsnn.graph.build_graph import build as built
         from gsnn.graph.types import NODE_TYPES
-        from gsnn.io.container import replacing
+        from gsnn.io.tables import write_table
 
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise FileExistsError(f"{out} is not an empty folder; choose another")
@@ -102,8 +102,7 @@ def build(
         out.mkdir(parents=True, exist_ok=True)
         stack.enter_context(alone(out))
         for table, name in ((report, "report.tsv"), (nodes, "nodes.tsv"), (edges, "edges.tsv")):
-            with replacing(out / name) as tmp:
-                table.to_csv(tmp, sep="\t", index=False)
+            write_table(table, out / name)
     counts = {f"{kind}_nodes": len(names[kind]) for kind in kinds}
     counts["edges"] = len(edges)
     dropped = _dropped(report)

@@ -67,8 +67,8 @@ def complete(
     with user_errors(out), ExitStack() as stack:
         from gsnn.app.run_folder import alone
         from gsnn.data.tables import load_data
-        from gsnn.io.container import replacing
         from gsnn.io.model import save
+        from gsnn.io.tables import write_table
         from gsnn.optim.complete import complete as completed
 
         if budget != "auto" and not budget.isdigit():
@@ -96,10 +96,8 @@ def complete(
             verbose=not quiet,
             checkpoint_path=checkpoint,
         )
-        with replacing(out / "edges.csv") as tmp:
-            found.edges.to_csv(tmp, index=False, float_format="%.6g")
-        with replacing(out / "graph_completed.tsv") as tmp:
-            found.graph.to_edge_table().to_csv(tmp, sep="\t", index=False)
+        write_table(found.edges, out / "edges.csv")
+        write_table(found.graph.to_edge_table(), out / "graph_completed.tsv")
         save(found.model, out / "model.safetensors")
         checkpoint.unlink(missing_ok=True)
     added = found.edges[["src_func", "dst_func"]].to_numpy().tolist()
@@ -140,8 +138,8 @@ def verify(
     """  # noqa: E501 - an example is one line to copy
     with user_errors():
         from gsnn.data.tables import load_data
-        from gsnn.io.container import replacing
         from gsnn.io.model import load
+        from gsnn.io.tables import write_table
         from gsnn.optim.verify import verify as verified
 
         if not out.parent.is_dir():
@@ -154,10 +152,7 @@ def verify(
         flat = table.assign(
             alternatives=["; ".join(f"{s} -> {t}" for s, t in others) for others in table["alternatives"]]
         )
-        with replacing(out) as tmp:
-            flat.to_csv(
-                tmp, sep="," if out.suffix.lower() == ".csv" else "\t", index=False, float_format="%.6g"
-            )
+        write_table(flat, out)
     if as_json:
         typer.echo(
             json.dumps({"tested": len(table), "verified": int(table["verified"].sum()), "out": str(out)})

@@ -13,7 +13,7 @@ import pandas as pd
 from gsnn.app.settings import Options
 from gsnn.app.workflow import Result, check_out, run
 from gsnn.data.tables import load_data
-from gsnn.io.container import replacing
+from gsnn.io.tables import write_table
 from gsnn.simulate.scenarios import Scenario, converging_tiers
 
 #: Gentler than the default: a network trained for long works around its missing edges. Chosen on seeds 0 and
@@ -106,23 +106,22 @@ def write_tables(scenario: Scenario, folder: Path, n: int, seed: int) -> dict[st
     """edges.tsv, nodes.tsv, X.tsv and Y.tsv of a scenario: n samples of the truth, the partial graph."""
     folder.mkdir(parents=True, exist_ok=True)
     x, _, y, _ = scenario.sample(n, 1, noise_scale=0.15, seed=seed)
-    samples = pd.Index([f"s{i:04d}" for i in range(n)], name="sample")
+    samples = [f"s{i:04d}" for i in range(n)]
     kinds = {
         "input": scenario.input_nodes,
         "function": scenario.function_nodes,
         "output": scenario.output_nodes,
     }
     tables = {
-        "edges": scenario.partial.to_edge_table().set_index("source"),
+        "edges": scenario.partial.to_edge_table(),
         "nodes": pd.DataFrame(
             [(name, kind) for kind, names in kinds.items() for name in names], columns=["node", "type"]
-        ).set_index("node"),
+        ),
         "x": pd.DataFrame(x, samples, scenario.input_nodes),
         "y": pd.DataFrame(y, samples, scenario.output_nodes),
     }
     files = {"edges": "edges.tsv", "nodes": "nodes.tsv", "x": "X.tsv", "y": "Y.tsv"}
     paths = {key: folder / name for key, name in files.items()}
     for key, table in tables.items():
-        with replacing(paths[key]) as tmp:
-            table.to_csv(tmp, sep="\t", float_format="%.6g")
+        write_table(table, paths[key], index="sample" if key in ("x", "y") else None)
     return paths

@@ -37,12 +37,13 @@ def predict(
     with user_errors():
         from gsnn.data.tables import read_table
         from gsnn.io.model import load
+        from gsnn.io.tables import write_table
         from gsnn.train.loop import predict as predicted
 
         _check_file(out)
         network = load(model, device=device)
         yhat = predicted(network, read_table(x))
-        _write(yhat, out, "sample")
+        write_table(yhat, out, digits=9, index="sample")
     said = {"samples": len(yhat), "outputs": len(yhat.columns), "out": str(out)}
     _say(said, f"{len(yhat)} samples, {len(yhat.columns)} outputs; wrote {out}", as_json)
 
@@ -73,6 +74,7 @@ def explain(
         from gsnn.data.tables import read_table
         from gsnn.explain.attribution import attribute
         from gsnn.io.model import load
+        from gsnn.io.tables import write_table
 
         _check_file(out)
         if figure is not None:
@@ -85,7 +87,7 @@ def explain(
         flat = table
         if per_sample and of == "edges":
             flat = table.set_axis(["->".join(pair) for pair in table.columns], axis=1)
-        _write(flat, out, "sample" if per_sample else None)
+        write_table(flat, out, digits=9, index="sample" if per_sample else None)
         if figure is not None:
             import matplotlib
 
@@ -183,6 +185,7 @@ def simulate(
 
         from gsnn.app.run_folder import alone
         from gsnn.graph.container import HeteroGraph
+        from gsnn.io.tables import write_table
         from gsnn.simulate.simulate import simulate as drawn
 
         if samples < 1:
@@ -207,7 +210,8 @@ def simulate(
         stack.enter_context(alone(out))
         rows = pd.Index([f"s{k:0{len(str(samples))}d}" for k in range(samples)])
         for values, kind, name in ((x, "input", "X.tsv"), (y, "output", "Y.tsv")):
-            _write(pd.DataFrame(values, rows, list(names[kind])), out / name, "sample")
+            table = pd.DataFrame(values, rows, list(names[kind]))
+            write_table(table, out / name, digits=9, index="sample")
     said = {"samples": samples, "inputs": x.shape[1], "outputs": y.shape[1], "out": str(out)}
     _say(said, f"{samples} samples, {x.shape[1]} inputs, {y.shape[1]} outputs; wrote {out}/", as_json)
 
@@ -217,14 +221,6 @@ def _check_file(path: Path) -> None:
         raise IsADirectoryError(f"{path} is a folder; name a file to write")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
-
-
-def _write(table: Any, path: Path, index: str | None) -> None:
-    from gsnn.io.container import replacing
-
-    sep = "," if path.suffix.lower() == ".csv" else "\t"
-    with replacing(path) as tmp:
-        table.to_csv(tmp, sep=sep, index=index is not None, index_label=index, float_format="%.9g")
 
 
 def _row(row: dict[Any, Any], of: str) -> str:

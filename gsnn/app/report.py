@@ -24,6 +24,7 @@ from gsnn.app.section import Section
 from gsnn.data.tables import Data
 from gsnn.graph.container import EDGE_TYPES
 from gsnn.io import model as model_file
+from gsnn.io.tables import write_table
 from gsnn.models.GSNN import GSNN
 
 #: Files that not every run writes.
@@ -135,17 +136,16 @@ def write(
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as tmp:
         build = Path(tmp)
         (build / "figures").mkdir()
-        ranking.to_csv(build / "ranking.csv", index=False, float_format="%.6g")
-        predictions.to_csv(build / "predictions.csv", index=False, float_format="%.8g")
+        write_table(ranking, build / "ranking.csv")
+        write_table(predictions, build / "predictions.csv", digits=8)
         for name, table in tables.items():
             if table is not None:
-                table.to_csv(build / name, index=False, float_format="%.6g")
+                write_table(table, build / name)
         model_file.save(model, build / "model.safetensors", extra={"settings": metrics["settings"]})
         edges = None if completed is None else as_text(completed.edges)
         if completed is not None and edges is not None:
-            edges.to_csv(build / "edges.csv", index=False, float_format="%.6g")
-            whole = completed.graph.to_edge_table()
-            whole.to_csv(build / "graph_completed.tsv", sep="\t", index=False)
+            write_table(edges, build / "edges.csv")
+            write_table(completed.graph.to_edge_table(), build / "graph_completed.tsv")
             model_file.save(
                 completed.model,
                 build / "model_completed.safetensors",
