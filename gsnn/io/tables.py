@@ -35,9 +35,8 @@ def write_table(
     for at, kind in enumerate(plain.dtypes):
         if not pd.api.types.is_numeric_dtype(kind):
             column = plain.iloc[:, at].astype(object)
-            plain.isetitem(
-                at, column.map({cell: _plain(cell) for cell in column.unique()}, na_action="ignore")
-            )
+            text = column.map({cell: _plain(cell) for cell in column.unique()}, na_action="ignore")
+            plain.isetitem(at, text.to_numpy(object))
     sep = "," if Path(path).suffix.lower() == ".csv" else "\t"
     with replacing(path) as tmp:
         plain.to_csv(tmp, sep=sep, index=False, float_format=f"%.{digits}g")
