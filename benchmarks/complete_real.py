@@ -11,6 +11,13 @@ MLP, which see all inputs, and for 20 edges:
 - `overcomplete`, prune what is too much: a network with every pair of function nodes is trained, and of the
   added edges the strongest are kept (product of the norms of its weights, summed over layers).
 
+With `--without 0.25` a quarter of the function edges, drawn by the seed, is taken out of the graph first;
+`whole` is the graph as it was, and `put_back` says how many of these edges a fold's choice has, at the
+largest budget.
+
+`verify_seconds` is the time of one `verify` of 20 candidates, chosen by a network that has seen one half of
+the samples and verified on the other (`verified`).
+
 The data are read from the folder GSNN_DATA; sets that are not there are skipped. No setting was chosen by
 these results.
 
@@ -33,13 +40,17 @@ from _tables import interval
 from gsnn.app.compare import make_splits
 from gsnn.app.completion import settings_of
 from gsnn.app.settings import Options, settle
+from gsnn.data.dataset import RowDataset
 from gsnn.data.scaling import Scaling
 from gsnn.data.tables import Data, load_data
 from gsnn.graph import HeteroGraph
 from gsnn.models.GSNN import GSNN
 from gsnn.optim.complete import complete_cv
+from gsnn.optim.FirstOrderEdgeInferer import FirstOrderEdgeInferer
 from gsnn.optim.staging import CompletionSettings, Samples, outputs, train_together
+from gsnn.optim.verify import verify
 from gsnn.stats.baselines import baseline
+from gsnn.train import fit
 
 OUT = Path(__file__).parent / "results" / "complete_real.csv"
 SETS = {"cno_hepatocyte5": (5, [0, 10, 20, 40]), "cno_extliver": (8, [0, 20])}  # folds, budgets
@@ -133,20 +144,47 @@ def beside(by: str, samples: Samples, parts: list[Samples], splits: list[Split],
     return yhat
 
 
-def one(name: str, seed: int, overcomplete: bool) -> list[dict]:
+def thinned(graph: HeteroGraph, share: float, seed: int) -> tuple[HeteroGraph, list[Edge]]:
+    """The graph without a share of its function edges, and these."""
+    names = graph.node_names_dict["function"]
+    ends = graph.edge_index_dict["function", "to", "function"].T.tolist()
+    drawn = np.random.default_rng(seed).permutation(len(ends))[: round(share * len(ends))]
+    out = [(names[ends[k][0]], names[ends[k][1]]) for k in sorted(drawn)]
+    return graph.without_edges(out), out
+
+
+def verified(graph: HeteroGraph, data: Data, settings: CompletionSettings, seed: int) -> dict[str, float]:
+    """How long 20 candidates take, and how many hold."""
+    x, y = data.x.to_numpy(np.float32), data.y.to_numpy(np.float32)
+    first = np.random.default_rng(seed).permutation(len(x)) < len(x) // 2
+    model = settings.model(graph, seed)
+    epochs = settings.final_epochs(int(first.sum()))
+    fit(model, x[first], y[first], epochs=epochs, lr=settings.lr, standardize=True, seed=seed, verbose=False)
+    rows = RowDataset(model, x[first], y[first])
+    inferer = FirstOrderEdgeInferer(model, graph, curvature=True)
+    inferer.fit([rows[k : k + 250] for k in range(0, len(rows), 250)], verbose=False)
+    candidates = inferer.greedy(BUDGET)
+    start = time.perf_counter()
+    table = verify(model, graph, candidates, x[~first], y[~first], seed=seed)
+    return {"verify_seconds": time.perf_counter() - start, "verified": int(table["verified"].sum())}
+
+
+def one(name: str, seed: int, overcomplete: bool, share: float) -> list[dict]:
     start = time.perf_counter()
     data = read(name)
+    whole = data.graph
+    graph, removed = thinned(whole, share, seed) if share else (whole, [])
     folds, budgets = SETS[name]
     options = settle(data, Options(folds=folds, seed=seed))
     splits = make_splits(data.y, data.groups, folds, seed)
     settings = settings_of(options)
-    samples = Samples.of(settings.model(data.graph, seed), data.x, data.y)
+    samples = Samples.of(settings.model(graph, seed), data.x, data.y)
     parts = [samples.take(train) for train, _ in splits]
     y = data.y.to_numpy(float)
     others = {by: beside(by, samples, parts, splits, seed) for by in ("ridge", "mlp")}
     options_of_search = {"draws": 1, "others": others, "seed": seed, "settings": settings, "verbose": False}
-    found = complete_cv(data.graph, data.x, data.y, budgets, splits, **options_of_search)
-    cell = {"data": name, "seed": seed}
+    found = complete_cv(graph, data.x, data.y, budgets, splits, **options_of_search)
+    cell = {"data": name, "seed": seed, "without": len(removed)}
     rows: list[dict] = []
     for budget in budgets:
         rows.append(
@@ -158,12 +196,17 @@ def one(name: str, seed: int, overcomplete: bool) -> list[dict]:
     share = found.edges["share"]
     rows[0] |= {"chosen": len(share), "chosen_in_most_folds": int((share >= 0.8).sum())}
 
-    ways = {"feeder": [fed(data.graph, p.x.numpy(), p.y.numpy())[:BUDGET] for p in parts]}
+    if removed:
+        pairs = zip(found.edges["src_func"], found.edges["dst_func"], found.edges["folds"], strict=True)
+        rows[0] |= {"put_back": sum(n for s, t, n in pairs if (s, t) in set(removed)) / folds}
+    ways = {"feeder": [fed(graph, p.x.numpy(), p.y.numpy())[:BUDGET] for p in parts]}
     if overcomplete:
-        ways["overcomplete"] = [pruned(data.graph, p, settings, seed + k) for k, p in enumerate(parts)]
+        ways["overcomplete"] = [pruned(graph, p, settings, seed + k) for k, p in enumerate(parts)]
+    if removed:
+        ways["whole"] = [removed for _ in parts]
     for by, lists in ways.items():
         yhat = np.full(y.shape, np.nan)
-        models = [settings.model(data.graph.with_edges(edges), seed + k) for k, edges in enumerate(lists)]
+        models = [settings.model(graph.with_edges(edges), seed + k) for k, edges in enumerate(lists)]
         epochs = [settings.final_epochs(len(part)) for part in parts]
         seeds = [seed + k for k in range(len(parts))]
         train_together(models, parts, seeds, settings, epochs, lr=settings.lr, schedule="cosine")
@@ -178,7 +221,7 @@ def one(name: str, seed: int, overcomplete: bool) -> list[dict]:
     for row in rows:
         if row["by"] in ("complete", "random"):
             row["r2_scaled"] = table.loc[row["budget"], "r2" if row["by"] == "complete" else "random"]
-    rows[0]["seconds"] = time.perf_counter() - start
+    rows[0] |= {"seconds": time.perf_counter() - start, **verified(graph, data, settings, seed)}
     return rows
 
 
@@ -188,11 +231,16 @@ def main() -> None:
     parser.add_argument(
         "--overcomplete", type=int, default=1, help="for how many seeds every pair is trained"
     )
+    parser.add_argument("--without", type=float, default=0.0, help="share of function edges taken out first")
     args = command_line(parser)
     names = at_hand({name: name for name in args.sets})
     if not names:
         return
-    cells = [(name, seed, k < args.overcomplete) for name in names for k, seed in enumerate(seeds_of(args))]
+    cells = [
+        (name, seed, k < args.overcomplete, args.without)
+        for name in names
+        for k, seed in enumerate(seeds_of(args))
+    ]
     table = rows_of(one, cells, args.jobs)
     wide = table.pivot_table(index=["data", "seed"], columns=["by", "budget"], values="r2")
     for name, part in wide.groupby(level="data"):
