@@ -96,7 +96,7 @@ def fed(graph: HeteroGraph, x: np.ndarray, y: np.ndarray) -> list[Edge]:
         weights = inverse @ design.T @ y[there, k]
         left = y[there, k] - design @ weights
         freedom = max(1, there.sum() - np.linalg.matrix_rank(design))
-        error = np.sqrt(np.diag(inverse) * (left @ left) / freedom)
+        error = np.sqrt(np.diag(inverse).clip(0) * (left @ left) / freedom)
         t = np.abs(weights) / np.maximum(error, 1e-12)
         for i, targets in into.items():
             if len(targets) > 3:  # a context that acts everywhere points at no node
