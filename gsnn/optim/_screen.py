@@ -56,6 +56,7 @@ class Place:
 
     def __init__(self, h: Tensor, g: Tensor, parents: dict[int, list[int]], score: Score, ridge: float):
         self.h, self.g, self.n = h, g, h.shape[2]
+        self._shown: Tensor | None = None
         centred = score != "gradient"
         for shown, wanted in zip(self._parts(h), self._parts(g), strict=True):
             exact = shown.double()
@@ -102,8 +103,12 @@ class Place:
 
     def exact(self, j: int, sources: Tensor) -> Tensor:
         """(R,) scores of the sources (R,) for target j, in float64."""
-        moments = self.h[sources].flatten(0, 1) @ self.g[j].mT
-        return largest(moments.double().unflatten(0, (len(sources), -1)) / self.n)
+        if self._shown is None or len(self._shown) != len(sources):
+            self._shown = self.h.new_empty(
+                len(sources), self.h[0].numel()
+            )  # new pages each time take as long
+        shown = torch.index_select(self.h.flatten(1), 0, sources, out=self._shown).view(-1, self.n)
+        return largest((shown @ self.g[j].mT).double().unflatten(0, (len(sources), -1)) / self.n)
 
 
 def best_pairs(
@@ -123,11 +128,9 @@ def best_pairs(
     groups = [list(range(p, min(p + at_a_time, count))) for p in range(0, count, at_a_time)]
 
     def places(group: Sequence[int]) -> Iterator[tuple[int, Place]]:
-        collected = _collect(inferer, dataloader, group, crit, device, verbose)
-        if collected[0][0][0].shape[2] == 0:
-            raise ValueError("dataloader must yield at least one sample with a measured output, got none")
+        collected = _collect(inferer, dataloader, n, group, crit, device, verbose)
         for p in group:
-            h, g = (torch.cat(parts, 2) for parts in collected.pop(0))
+            h, g = collected.pop(0)
             yield p, Place(h, g, inferer.parents_by_target, screen.score, screen.ridge)
 
     rough = torch.zeros(n_nodes, n_nodes)
@@ -192,26 +195,32 @@ def _samples(dataloader: Iterable[Any]) -> int:
 def _collect(
     inferer: FirstOrderInferer,
     dataloader: Iterable[Any],
+    n: int,
     places: Sequence[int],
     crit: Crit | None,
     device: torch.device | str | None,
     verbose: bool,
-) -> list[tuple[list[Tensor], list[Tensor]]]:
-    """h and g of the places, in parts (N, C, b)."""
-    captures, found = inferer._captures, [([], []) for _ in places]  # type: ignore[var-annotated]
+) -> list[tuple[Tensor, Tensor]]:
+    """h and g of the places, (N, C, m), of the m <= n samples that count."""
+    captures, found, seen = inferer._captures, [], 0  # type: ignore[var-annotated]
 
     def take(batch: Batch) -> None:
+        nonlocal seen
         shown = [captures.activations()[p].detach() for p in places]
         wanted = batch.gradients([captures.pre_norms()[p + 1] for p in places])
-        for p, h, g, (of_h, of_g) in zip(places, shown, wanted, found, strict=True):
+        for k, (p, h, g) in enumerate(zip(places, shown, wanted, strict=True)):
             pair = [captures.by_node(values)[None] for values in (h, g)]
             batch.check_finite(pair[0], "activation", "function node", inferer.function_nodes, p)
             batch.check_finite(pair[1], "gradient", "function node", inferer.function_nodes, p + 1)
-            for (counted,), kept in zip(map(batch.counted, pair), (of_h, of_g), strict=True):
-                kept.append(counted.permute(1, 2, 0).contiguous())
-            of_g[-1].mul_(batch.scale)
+            (of_h,), (of_g,) = map(batch.counted, pair)
+            if k == len(found):  # all of their memory at once: parts to be joined would take it twice
+                found.append(tuple(of_h.new_empty(*of_h.shape[1:], n) for _ in range(2)))
+            here = slice(seen, seen + len(of_h))
+            found[k][0][..., here] = of_h.permute(1, 2, 0)
+            found[k][1][..., here] = of_g.permute(1, 2, 0).mul(batch.scale)
+        seen += len(of_h)
 
     over_batches(inferer.model, captures, dataloader, take, crit, device, verbose)
-    if not found[0][0]:
+    if seen == 0:
         raise ValueError("dataloader must yield at least one sample with a measured output, got none")
-    return found
+    return [(h[..., :seen].contiguous(), g[..., :seen].contiguous()) for h, g in found]
