@@ -40,7 +40,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 _SETTLING = {"steps": 300, "lr": 1e-3, "weight_decay": 1e-2, "batch_size": 64}
 _PLACEBOS = 3  # random sources of each target
 _RIVALS = 8  # pairs of the same target, and of others, that are looked at as alternatives
-_SAME = 0.5  # share of an edge's effect on the prediction that an alternative brings too
+_SAME = 0.3  # share of an edge's effect on the prediction that an alternative brings too
 _MOST_BYTES = 2**30  # of the derivatives with respect to all function nodes
 
 
@@ -96,11 +96,11 @@ def verify(
         - `placebo_gain`: mean gain of up to three random sources of the same target, treated alike
         - `alternatives`: for a verified edge a tuple of the (source, target) pairs that would do as well in
           its place, best first: their gain is positive and not lower than the edge's by a paired one-sided
-          test at 5%, and they change the predictions alike, one change being at least half of the other.
-          The edge with its alternatives is a set of candidates, one of which is meant; the data do not say
-          which. Looked at are the eight pairs into the same target and the eight into others that come
-          closest to the edge's effect to first order; the others only where the derivatives with respect to
-          all function nodes fit in 1 GiB. Empty otherwise.
+          test at 5%, and they change the predictions alike, a multiple of one change being at least 30% of
+          the other. The edge with its alternatives is a set of candidates, one of which is meant; the data
+          do not say which. Looked at are the eight pairs into the same target and the eight into others that
+          come closest to the edge's effect to first order; the others only where the derivatives with
+          respect to all function nodes fit in 1 GiB. Empty otherwise.
 
     Raises:
         TypeError, ValueError: `graph` is not the model's, edges that exist or are unknown, an option out of
