@@ -150,8 +150,8 @@ class ResBlock(CaptureNames, torch.nn.Module):
             return "captures lie before the node mask"
         if not self._plain_elu:
             return "the nonlinearity is not ELU with alpha 1"
-        if norm.kind == "softmax":
-            return "the norm is softmax"
+        if not norm.fusible:
+            return f"the norm is {norm.kind}"
         if norm.kind != "none" and not self.norm_first:
             return "the norm comes after the nonlinearity"
         if self.node_mlp is not None:

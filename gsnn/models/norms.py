@@ -44,6 +44,7 @@ class NodeNorm(torch.nn.Module):
         super().__init__()
         self.kind = kind
         self.centre = kind != "rms"
+        self.fusible = kind == "none" or kind in _DIMS  # the kernels compute it; see Form
         self.updates_statistics = True
         self.positive = False  # whether a scale below 0 acts as 0; see gsnn.models.signs
         learnt = affine and kind != "none"
