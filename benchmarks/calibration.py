@@ -23,6 +23,7 @@ import time
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -121,7 +122,13 @@ def cell(name: str, seeds: Sequence[int], kind: str, samples: int, noise: str, r
     cases = [Case(name, seed, kind, samples, noise) for seed in seeds]
     models = [CompletionSettings(layers=LAYERS[name]).model(case.graph, case.seed) for case in cases]
     data = [(case.x, case.y) for case in cases]
-    options = {"epochs": 30, "lr": 1e-3, "schedule": "constant", "standardize": True, "verbose": False}
+    options: dict[str, Any] = {
+        "epochs": 30,
+        "lr": 1e-3,
+        "schedule": "constant",
+        "standardize": True,
+        "verbose": False,
+    }
     fit_side_by_side(models, data, seeds=list(seeds), **options)
     return [
         case.row(model, kind == "partial" and k < really)

@@ -27,6 +27,7 @@ these results.
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -182,7 +183,13 @@ def one(name: str, seed: int, overcomplete: bool, share: float) -> list[dict]:
     parts = [samples.take(train) for train, _ in splits]
     y = data.y.to_numpy(float)
     others = {by: beside(by, samples, parts, splits, seed) for by in ("ridge", "mlp")}
-    options_of_search = {"draws": 1, "others": others, "seed": seed, "settings": settings, "verbose": False}
+    options_of_search: dict[str, Any] = {
+        "draws": 1,
+        "others": others,
+        "seed": seed,
+        "settings": settings,
+        "verbose": False,
+    }
     found = complete_cv(graph, data.x, data.y, budgets, splits, **options_of_search)
     cell = {"data": name, "seed": seed, "without": len(removed)}
     rows: list[dict] = []

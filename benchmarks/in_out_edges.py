@@ -13,6 +13,7 @@ feeds more than a quarter of the functions (a cell line) are never held out.
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from _scenarios import DATA, at_hand
@@ -33,8 +34,8 @@ from gsnn.train import fit
 OUT = Path(__file__).parent / "results" / "in_out_edges.csv"
 KINDS = {"input": (InputEdgeInferer, EDGE_TYPES[1]), "output": (OutputEdgeInferer, EDGE_TYPES[2])}
 LAYERS = {"tiers12": 6, "dag_linear": 8, "dag_tanh": 8, "cno_hepatocyte5": 10}
-TRAINING = {"epochs": 30, "lr": 1e-3, "schedule": "constant"}
-REAL = {"epochs": 60, "lr": 1e-2, "schedule": "cosine"}
+TRAINING: dict[str, Any] = {"epochs": 30, "lr": 1e-3, "schedule": "constant"}
+REAL: dict[str, Any] = {"epochs": 60, "lr": 1e-2, "schedule": "cosine"}
 SHARE = 0.3
 MOST_TARGETS = 0.25  # an input that feeds a larger share of the functions marks the sample, it has no target
 METRICS = ("auc", "average_precision", "mrr", "top@1")

@@ -15,6 +15,7 @@ held-out edges) is marked, and is the number to quote.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,13 @@ from gsnn.optim.MagnitudeEdgeKGE import MagnitudeEdgeKGE
 from gsnn.stats.ranking import auc
 
 OUT = Path(__file__).parent / "results" / "kge.csv"
-SETTINGS = {"embedding_dim": 32, "n_epochs": 100, "kge_lr": 2e-2, "kge_window_size": 2, "fuse": 1.0}
+SETTINGS: dict[str, Any] = {
+    "embedding_dim": 32,
+    "n_epochs": 100,
+    "kge_lr": 2e-2,
+    "kge_window_size": 2,
+    "fuse": 1.0,
+}
 DECAYS = (1e-4, 0.3, 1.0, 2.0, 3.0)
 MEASURES = ("auc", "average_precision", "mrr", "top@1", "top@5")
 BOTH = {"embedding_dim": SETTINGS["embedding_dim"], "lr": SETTINGS["kge_lr"]}

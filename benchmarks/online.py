@@ -13,6 +13,7 @@ them; ranks are raw, so kept edges compete.
 import copy
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,7 +30,7 @@ from gsnn.optim.MagnitudeEdgeRegressor import MagnitudeEdgeRegressor
 from gsnn.simulate.scenarios import Scenario, converging_tiers
 
 OUT = Path(__file__).parent / "results" / "online.csv"
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "width": 25,
     "channels": 8,
     "layers": 6,
@@ -136,7 +137,7 @@ def one_seed(seed: int) -> list[dict]:
     inferer = MagnitudeEdgeInferer(model, scenario.partial)
     inferer.fit(loader, verbose=False)
     for score in ("corr", "partial"):
-        options = {"score": score, "layer_agg": "max"}
+        options: dict[str, Any] = {"score": score, "layer_agg": "max"}
         record(
             score,
             SETTINGS["epochs"],

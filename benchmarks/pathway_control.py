@@ -31,7 +31,7 @@ last few cells.
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -51,7 +51,7 @@ from gsnn.models.pathways import shuffle_nodes, warm_up
 from gsnn.simulate.scenarios import PathwayScenario, disconnected_pathways
 
 OUT = Path(__file__).parent / "results" / "pathway_control.csv"
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "channels": 8,
     "layers": 4,
     "n_train": 256,

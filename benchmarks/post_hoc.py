@@ -10,6 +10,7 @@ partial graph, is about the best that any model of that graph can do on the same
 """
 
 from pathlib import Path
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -25,7 +26,7 @@ from gsnn.optim.MagnitudeEdgeInferer import MagnitudeEdgeInferer
 from gsnn.simulate.scenarios import Scenario, converging_tiers
 
 OUT = Path(__file__).parent / "results" / "post_hoc.csv"
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "width": 12,
     "channels": 8,
     "layers": 6,
@@ -68,7 +69,7 @@ def one_seed(seed: int) -> list[dict]:
             found = inferer.evaluate_against(scenario.test_edges, score=score, layer_agg=layer_agg)
             table = inferer.evaluate(score=score, layer_agg=layer_agg)
             significant = int(((table.q_value <= 0.05) & ~table.has_edge).sum())
-            row = {"seed": seed, "score": score, "layer_agg": layer_agg}
+            row: dict[str, Any] = {"seed": seed, "score": score, "layer_agg": layer_agg}
             row |= errors
             row |= {name: found[name] for name in ("auc", "average_precision", "mrr", "top@1", "top@5")}
             rows.append({**row, "n_q05": significant})

@@ -17,6 +17,7 @@ import copy
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -33,7 +34,7 @@ from gsnn.simulate.scenarios import Scenario, converging_tiers, cyclic, random_s
 
 OUT = Path(__file__).parent / "results" / "repair.csv"
 LAYERS = {"dag_linear": 8, "dag_tanh": 8, "tiers12": 6, "tiers25": 6, "cyclic20": 8}
-TRAINING = {"lr": 1e-3, "epochs": 30}
+TRAINING: dict[str, Any] = {"lr": 1e-3, "epochs": 30}
 STAGES = 8
 
 

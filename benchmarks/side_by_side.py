@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,7 +33,7 @@ from gsnn.simulate.scenarios import converging_tiers
 from gsnn.train import fit, fit_side_by_side
 from gsnn.train.history import History
 
-OPTIONS = {"epochs": 20, "batch_size": 64, "standardize": True, "verbose": False}
+OPTIONS: dict[str, Any] = {"epochs": 20, "batch_size": 64, "standardize": True, "verbose": False}
 
 
 def networks(count: int, norm: str) -> list[GSNN]:

@@ -21,6 +21,7 @@ PyTorch's own operations keep the processors busy between them.
 
 import json
 import os
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
 import tempfile
@@ -287,7 +288,7 @@ def main() -> None:
     parser.add_argument("--scaling", type=Path, help="measure cost against E instead: CSV, and PNG beside it")
     arguments = command_line(parser)
     torch.set_num_threads(arguments.threads)
-    code = {"native": native.level()}
+    code: dict[str, Any] = {"native": native.level()}
     if arguments.scaling:
         table = scaling(min(arguments.repeats, 5)).round(3)
         slope = draw_scaling(table, arguments.scaling.with_suffix(".png"))

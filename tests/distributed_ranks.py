@@ -4,6 +4,7 @@ import inspect
 import pickle
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,7 +31,7 @@ FORMS = {
     "node mlp": {"node_mlp": True, "norm": "rms"},
     "no norm": {"norm": "none", "residual": False},
 }
-REGRESSOR = {"dropout": 0.3, "ridge": 1e-2, "window": 60, "lr": 1e-2}
+REGRESSOR: dict[str, Any] = {"dropout": 0.3, "ridge": 1e-2, "window": 60, "lr": 1e-2}
 
 
 def make_model(graph, seed=0, **options):

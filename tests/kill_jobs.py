@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +59,13 @@ class Jobs:
     def fit(self, out: Path) -> None:
         """``gsnn.fit`` with a checkpoint, as a script has it."""
         model = self._new_model()
-        options = {"validation": 0.2, "patience": 25, "standardize": True, "seed": 1, "batch_size": 16}
+        options: dict[str, Any] = {
+            "validation": 0.2,
+            "patience": 25,
+            "standardize": True,
+            "seed": 1,
+            "batch_size": 16,
+        }
         out.mkdir(exist_ok=True)
         fit(model, self.x, self.y, epochs=30, checkpoint_path=out / "fit", verbose=False, **options)
         save(model, out / "model.safetensors")

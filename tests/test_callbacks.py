@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,7 +30,7 @@ def table(n=24, seed=0):
     return x, np.tanh(x[:, :4]) + 0.1 * rng.normal(size=(n, 4))
 
 
-OPTIONS = {"batch_size": 8, "verbose": False, "schedule": "constant", "lr": 0.01}
+OPTIONS: dict[str, Any] = {"batch_size": 8, "verbose": False, "schedule": "constant", "lr": 0.01}
 
 
 def trained(epochs, seed=0, **options):
@@ -68,7 +69,7 @@ def test_each_epoch_is_told_as_the_history_has_it():
 
 
 def test_metrics_leave_out_what_is_not_there():
-    told = []
+    told: list[Any] = []
     fit(network(), *table(), epochs=1, seed=0, callbacks=[told.append], **OPTIONS)
     assert math.isnan(told[0].val_loss) and sorted(told[0].metrics()) == ["lr", "train_loss"]
 
@@ -82,7 +83,7 @@ def test_true_stops_after_this_epoch():
 
 
 def test_a_stopped_fit_restores_the_best_weights():
-    options = {**OPTIONS, "lr": 0.3, "validation": table(9, 1), "epochs": 9, "seed": 0}
+    options: dict[str, Any] = {**OPTIONS, "lr": 0.3, "validation": table(9, 1), "epochs": 9, "seed": 0}
     losses, best = [], []
 
     def watch(state):
@@ -115,7 +116,7 @@ def test_an_error_in_a_callback_leaves_the_weights_of_that_epoch():
 
 
 def test_an_error_in_a_callback_leaves_the_best_weights():
-    options = {**OPTIONS, "lr": 0.3, "validation": table(9, 1), "seed": 0, "epochs": 9}
+    options: dict[str, Any] = {**OPTIONS, "lr": 0.3, "validation": table(9, 1), "seed": 0, "epochs": 9}
     stopped, broken = network(), network()
     fit(stopped, *table(), callbacks=[Stops(3)], **options)
     with pytest.raises(Broken):
@@ -126,7 +127,7 @@ def test_an_error_in_a_callback_leaves_the_best_weights():
 def test_side_by_side_one_stops_and_the_others_go_on():
     models, alone = [network(k) for k in range(3)], [network(k) for k in range(3)]
     stop = Stops(2, member=1)
-    options = {**OPTIONS, "epochs": 5}
+    options: dict[str, Any] = {**OPTIONS, "epochs": 5}
     histories = fit_side_by_side(models, [table()] * 3, seeds=[0, 1, 2], callbacks=[stop], **options)
     assert sorted(stop.seen) == sorted([(m, e) for m in (0, 2) for e in range(1, 6)] + [(1, 1), (1, 2)])
     assert [h.stopped_early for h in histories] == [False, True, False]
@@ -162,7 +163,7 @@ def test_side_by_side_an_error_leaves_the_weights_of_that_epoch(error):
 
 
 def test_side_by_side_an_error_leaves_the_best_weights():
-    options = {**OPTIONS, "lr": 0.3, "epochs": 9}
+    options: dict[str, Any] = {**OPTIONS, "lr": 0.3, "epochs": 9}
     aside = table(9, 1)
     models = [network(0), network(1)]
     with pytest.raises(Broken):
@@ -177,7 +178,7 @@ def test_side_by_side_an_error_leaves_the_best_weights():
 
 def test_side_by_side_members_are_counted_over_lots(monkeypatch):
     monkeypatch.setattr(side_by_side_module, "_MOST_BYTES", 1)
-    told = []
+    told: list[Any] = []
     fit_side_by_side(
         [network(0), network(1)], [table()] * 2, seeds=[0, 1], epochs=1, callbacks=[told.append], **OPTIONS
     )
@@ -199,8 +200,12 @@ def test_random_numbers_of_a_callback_change_nothing():
 
 def test_what_was_stopped_stays_stopped(tmp_path):
     for name, members in (("one", 1), ("side", 2)):
-        options = {**OPTIONS, "epochs": 8, "checkpoint_path": tmp_path / f"{name}.safetensors"}
-        found = []
+        options: dict[str, Any] = {
+            **OPTIONS,
+            "epochs": 8,
+            "checkpoint_path": tmp_path / f"{name}.safetensors",
+        }
+        found: list[Any] = []
         for callbacks in ([Stops(3)], ()):
             models = [network(k) for k in range(members)]
             if members == 1:
@@ -238,7 +243,14 @@ REPEATS = np.array([2, 1, 0, 3, 1, 2])
 def test_weights_are_repeats(validation):
     """One full batch, no norm: a row of weight 3 is three rows, one of weight 0 is none."""
     x, y = table(6)
-    options = {"epochs": 6, "batch_size": 64, "verbose": False, "seed": 0, "lr": 0.01, "weight_decay": 0.1}
+    options: dict[str, Any] = {
+        "epochs": 6,
+        "batch_size": 64,
+        "verbose": False,
+        "seed": 0,
+        "lr": 0.01,
+        "weight_decay": 0.1,
+    }
     options["validation"] = None if validation is None else table(9, 1)
     weighted, repeated = network(), network()
     history = fit(weighted, x, y, sample_weight=REPEATS, **options)
@@ -253,7 +265,7 @@ def test_rows_of_weight_0_are_in_no_batch():
     x, y = table(24)
     weight = np.ones(24)
     weight[[0, 5, 6, 20, 23]] = 0.0
-    options = {**OPTIONS, "epochs": 3, "seed": 0, "standardize": True}
+    options: dict[str, Any] = {**OPTIONS, "epochs": 3, "seed": 0, "standardize": True}
     weighted, without = network(norm="groupbatch"), network(norm="groupbatch")
     fit(weighted, x, y, sample_weight=weight, **options)
     fit(without, x[weight > 0], y[weight > 0], sample_weight=weight[weight > 0], **options)
@@ -264,7 +276,7 @@ def test_rows_of_weight_0_are_in_no_batch():
 def test_weights_side_by_side():
     models, alone = [network(0), network(1)], [network(0), network(1)]
     weights = [np.linspace(0, 2, 24), np.linspace(3, 1, 24)]
-    options = {**OPTIONS, "epochs": 3}
+    options: dict[str, Any] = {**OPTIONS, "epochs": 3}
     data = [table()] * 2
     fit_side_by_side(models, data, seeds=[0, 1], sample_weight=weights, validation=[0.3] * 2, **options)
     for k, model in enumerate(alone):
@@ -286,7 +298,7 @@ def test_weights_of_put_aside_rows_count_in_the_validation_loss():
     x, y = table(10)
     model, told = network(), []
     weight = np.ones(10)
-    options = {**OPTIONS, "seed": 3, "epochs": 1, "validation": 0.3}
+    options: dict[str, Any] = {**OPTIONS, "seed": 3, "epochs": 1, "validation": 0.3}
     fit(model, x, y, sample_weight=weight, callbacks=[told.append], **options)
     held = torch.randperm(10, generator=torch.Generator().manual_seed(3))[:3].numpy()
     weight[held] = [1e6, 1e-6, 1e-6]
@@ -302,7 +314,7 @@ def test_a_series_of_weights_is_matched_by_name():
     x, y = table(6)
     names = list("abcdef")
     frame = pd.DataFrame(x, index=names, columns=network().graph.node_names_dict["input"])
-    options = {**OPTIONS, "seed": 0, "epochs": 2}
+    options: dict[str, Any] = {**OPTIONS, "seed": 0, "epochs": 2}
     series = pd.Series(REPEATS, index=names)
     one, other = network(), network()
     fit(one, frame, y, sample_weight=series[::-1], **options)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from gsnn.models.GSNN import GSNN
 from gsnn.train import fit, predict
 from gsnn.train.resume import check_same_run
 
-OPTIONS = {"epochs": 6, "batch_size": 8, "lr": 0.02, "seed": 1, "verbose": False}
+OPTIONS: dict[str, Any] = {"epochs": 6, "batch_size": 8, "lr": 0.02, "seed": 1, "verbose": False}
 
 
 def small_model(seed=0, **options):
@@ -131,7 +132,7 @@ def test_checkpoints_change_nothing(table, path):
 
 def test_numbers_of_numpy_are_the_same_settings(table, path):
     fit(small_model(), *table, checkpoint_path=str(path), **OPTIONS)
-    options = OPTIONS | {"epochs": np.int64(6), "lr": np.float64(0.02), "seed": np.int32(1)}
+    options: dict[str, Any] = OPTIONS | {"epochs": np.int64(6), "lr": np.float64(0.02), "seed": np.int32(1)}
     fit(small_model(), *table, checkpoint_path=path, **options)
     path.unlink()
     fit(small_model(), *table, checkpoint_path=path, **options)
@@ -165,7 +166,7 @@ def test_shared_layers_are_stored_once(table, path):
     ],
 )
 def test_another_run_is_refused_and_the_file_stays(table, path, change, message):
-    options = OPTIONS | {"validation": 0.2}
+    options: dict[str, Any] = OPTIONS | {"validation": 0.2}
     fit(small_model(), *table, checkpoint_path=path, **options)
     content = path.read_bytes()
     x, y = table
@@ -254,7 +255,7 @@ def test_a_missing_folder_is_noticed_before_any_work(table, tmp_path):
 
 
 def test_a_loss_that_exploded_leaves_no_checkpoint(table, path):
-    options = OPTIONS | {"lr": 1e30, "schedule": "constant", "epochs": 9}
+    options: dict[str, Any] = OPTIONS | {"lr": 1e30, "schedule": "constant", "epochs": 9}
     with pytest.raises(FloatingPointError, match="the initial weights were put back"):
         fit(small_model(), *table, checkpoint_path=path, **options)
     assert not path.exists()

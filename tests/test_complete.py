@@ -1,6 +1,7 @@
 """Completion on a graph that lacks one edge: found, used to predict, and found again."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -141,7 +142,7 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="belongs to another run: seed was 0 and is 1"):
         run(2, stages=2, seed=1, checkpoint_path=path)
     x, y = data(seed=3)
-    options = {"stages": 2, "settings": TINY, "verbose": False}
+    options: dict[str, Any] = {"stages": 2, "settings": TINY, "verbose": False}
     with pytest.raises(ValueError, match="another run: x differs; y differs"):
         complete(graph(), x, y, 2, checkpoint_path=path, **options)
     with pytest.raises(ValueError, match="another run: candidates differs"):
@@ -297,7 +298,7 @@ def test_an_interrupted_cross_validation_goes_on(crossed, tmp_path, monkeypatch,
         pd.testing.assert_frame_equal(getattr(again, name), getattr(whole, name))
     np.testing.assert_array_equal(again.predictions[2], whole.predictions[2])
     with pytest.raises(ValueError, match="another run: .*budget was 2 and is 1"):
-        options = {"stages": 2, "draws": 1, "settings": TINY, "verbose": False, "seed": 4}
+        options: dict[str, Any] = {"stages": 2, "draws": 1, "settings": TINY, "verbose": False, "seed": 4}
         complete_cv(graph(), x, y, [1], halves(161), checkpoint_path=tmp_path / "cv.safetensors", **options)
     assert {path.name for path in tmp_path.iterdir()} == {"cv.safetensors", "cv-trainings.safetensors"}
 

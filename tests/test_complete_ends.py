@@ -1,5 +1,7 @@
 """Completion by edges from inputs and to outputs: planted ones are found, switched off, and found again."""
 
+from typing import Any
+
 import pytest
 import torch
 from test_complete import TINY, data, graph
@@ -50,7 +52,12 @@ def test_a_planted_edge_comes_first(kind, pairs, score):
 
 def test_all_three_types_in_stages_and_after_an_interruption(tmp_path, monkeypatch):
     x, y = data()
-    options = {"candidates": FED + READ + INNER, "stages": 2, "settings": TINY, "verbose": False}
+    options: dict[str, Any] = {
+        "candidates": FED + READ + INNER,
+        "stages": 2,
+        "settings": TINY,
+        "verbose": False,
+    }
     whole = complete(graph(), x, y, 4, **options)
     scores = whole.edges.groupby("stage")["score"].apply(list)
     assert all(own == sorted(own, reverse=True) for own in scores)

@@ -1,6 +1,7 @@
 """FirstOrderEdgeInferer against numpy: M by hand, projections by lstsq, the greedy order step by step."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -46,7 +47,7 @@ def case():
 def test_the_effect_of_an_edge_is_the_derivative_of_the_loss_along_it():
     """One channel, linear, no norm: i -> j added by hand, its weight moved, the loss differenced."""
     graph = small_graph()
-    options = {"channels": 1, "layers": 2, "norm": "none", "nonlin": torch.nn.Identity}
+    options: dict[str, Any] = {"channels": 1, "layers": 2, "norm": "none", "nonlin": torch.nn.Identity}
     model = small_model(graph, **options)
     x, y = small_data()
     effects = fitted(model, x, y).effects()

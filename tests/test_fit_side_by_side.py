@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,7 +71,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("case", OPTIONS)
 def test_each_ends_where_fit_alone_would_take_it(case):
-    options = {"epochs": 5, "batch_size": 8, "lr": 0.01, "verbose": False, **OPTIONS[case]}
+    options: dict[str, Any] = {"epochs": 5, "batch_size": 8, "lr": 0.01, "verbose": False, **OPTIONS[case]}
     of_model = {
         k: options.pop(k) for k in ("dropout", "norm", "share_layers", "nonlin", "differ") if k in options
     }
@@ -102,7 +103,7 @@ def test_each_ends_where_fit_alone_would_take_it(case):
 def test_each_for_as_many_epochs_as_asked_for():
     models, data, lengths = networks(dropout=0.2), tables(), [4, 2, 5]
     alone = copy.deepcopy(models)
-    options = {"batch_size": 8, "lr": 0.01, "verbose": False}
+    options: dict[str, Any] = {"batch_size": 8, "lr": 0.01, "verbose": False}
     histories = fit_side_by_side(models, data, seeds=[7, 8, 9], epochs=lengths, **options)
     expected = [
         fit(model, *d, seed=seed, epochs=many, **options)
@@ -135,7 +136,13 @@ class Killed(Exception):
 def test_an_interrupted_fit_goes_on(tmp_path, monkeypatch, steps, most):
     """Killed after some steps, in a lot or in the next; the last file need not be of that step."""
     monkeypatch.setattr(module, "_MOST_BYTES", most)
-    options = {"seeds": [1, 2, 3], "epochs": 6, "batch_size": 8, "standardize": True, "verbose": False}
+    options: dict[str, Any] = {
+        "seeds": [1, 2, 3],
+        "epochs": 6,
+        "batch_size": 8,
+        "standardize": True,
+        "verbose": False,
+    }
     options["validation"] = [tables((13,))[0]] * 3
     data = tables((40, 40, 22))
     whole_models = networks(dropout=0.2)
@@ -165,7 +172,7 @@ def test_an_interrupted_fit_goes_on(tmp_path, monkeypatch, steps, most):
 
 def test_a_checkpoint_of_another_scaling_is_refused(tmp_path):
     path, data = tmp_path / "fit.safetensors", tables((20,))
-    options = {"seeds": [0], "epochs": 2, "verbose": False, "checkpoint_path": path}
+    options: dict[str, Any] = {"seeds": [0], "epochs": 2, "verbose": False, "checkpoint_path": path}
     scalings = [Scaling.of(*(torch.tensor(t) for t in rows)) for rows in (data[0], tables((33,))[0])]
     fit_side_by_side(networks(n=1), data, standardize=scalings[0], **options)
     fit_side_by_side(networks(n=1), data, standardize=scalings[0], **options)  # finished, and taken as it is
@@ -177,7 +184,7 @@ def test_a_checkpoint_of_another_scaling_is_refused(tmp_path):
 @pytest.mark.parametrize("other", ["x", "y", "weights"])
 def test_a_checkpoint_of_other_data_is_refused(tmp_path, other):
     path, data = tmp_path / "fit.safetensors", tables((20,))
-    options = {"seeds": [0], "epochs": 2, "verbose": False, "checkpoint_path": path}
+    options: dict[str, Any] = {"seeds": [0], "epochs": 2, "verbose": False, "checkpoint_path": path}
     fit_side_by_side(networks(n=1), data, **options)
     model = networks(n=1)
     if other == "weights":

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from test_report_html import RANKING, Page, metrics
 
 from gsnn.app.intervals import intervals_of, section_of
 from gsnn.app.report_html import html_report
@@ -13,7 +14,6 @@ from gsnn.app.section import Section
 from gsnn.data.tables import Data
 from gsnn.graph import EDGE_TYPES, HeteroGraph
 from gsnn.stats.conformal import held_out_widths, residual_quantile
-from tests.test_report_html import RANKING, Page, metrics
 
 EVIL = "<script>alert('x')</script>"
 

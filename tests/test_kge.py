@@ -1,6 +1,7 @@
 """MagnitudeEdgeKGE against hand-made graphs and known optima, and the family's contract."""
 
 import copy
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from gsnn.optim.skip_gram import scores, train_epoch
 from gsnn.simulate.scenarios import converging_tiers
 
 N = len(FUNCTIONS)
-QUICK = {"embedding_dim": 8, "walks_per_node": 5, "walk_length": 6}
+QUICK: dict[str, Any] = {"embedding_dim": 8, "walks_per_node": 5, "walk_length": 6}
 
 
 def fitted_mei(graph=None):
@@ -513,7 +514,7 @@ def test_options_count_only_where_they_are_used(mei):
     plain = MagnitudeEdgeKGE(mei, mining_strategy="fdr", fdr_alpha=0.3)
     other = MagnitudeEdgeKGE(mei, mining_strategy="fdr", fdr_alpha=0.3, top_k_per_target=0)
     assert torch.equal(plain.pos_mask, other.pos_mask)
-    few = {"mining_strategy": "topk_per_target", "top_k_per_target": np.int64(2)}
+    few: dict[str, Any] = {"mining_strategy": "topk_per_target", "top_k_per_target": np.int64(2)}
     assert torch.equal(
         MagnitudeEdgeKGE(mei, fdr_alpha=7.0, **few).pos_mask, MagnitudeEdgeKGE(mei, **few).pos_mask
     )
@@ -521,7 +522,13 @@ def test_options_count_only_where_they_are_used(mei):
 
 
 def test_numpy_integers_are_ints(mei):
-    small = {"embedding_dim": 4, "walks_per_node": 2, "walk_length": 3, "window_size": 2, "n_negatives": 1}
+    small: dict[str, Any] = {
+        "embedding_dim": 4,
+        "walks_per_node": 2,
+        "walk_length": 3,
+        "window_size": 2,
+        "n_negatives": 1,
+    }
     kge = MagnitudeEdgeKGE(mei, **{name: np.int64(value) for name, value in small.items()})
     history = kge.fit(n_epochs=np.int64(2), batch_size=np.int32(64), seed=np.int64(1), verbose=False)
     same = MagnitudeEdgeKGE(mei, **small)

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,7 +74,7 @@ def test_losses_follow_the_formulas(phi, share_layers):
     model, x = make(share_layers=share_layers)
     table = soft_membership()
     given = Norm() if phi == "module" else phi
-    plain = {"leave_one_out": False, "min_std": 0.0} if phi == "channel" else {}
+    plain: dict[str, Any] = {"leave_one_out": False, "min_std": 0.0} if phi == "channel" else {}
     regularizer = PathwayLatentRegularizer(
         model, table, PAIRS, lambda_sim=0.3, lambda_dis=0.7, phi=given, eps=1e-12, **plain
     )

@@ -3,6 +3,7 @@
 import copy
 import io
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -126,7 +127,7 @@ def test_steps_are_those_of_autograd_and_adamw(aggregators, standardize):
     z, g = noise(n=50)
     z[:, :, 4] = 2.0  # a node that never varies
     momentum, ridge = 0.3, 0.02
-    options = {"lr": 0.05, "weight_decay": 0.1, "ridge": ridge, "ema_momentum": momentum}
+    options: dict[str, Any] = {"lr": 0.05, "weight_decay": 0.1, "ridge": ridge, "ema_momentum": momentum}
     regressor = MagnitudeEdgeRegressor(
         Stub(z, g), small_graph(), aggregators=aggregators, standardize=standardize, **options
     ).double()

@@ -1,5 +1,7 @@
 """Tables that stay where they are: the same results as from arrays, and only a batch's rows are read."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -103,7 +105,7 @@ SOURCES = {
 def test_fit_and_predict_as_from_arrays(table, tmp_path, kind, validation):
     x, y = table
     a, b = small_model(dropout=0.2), small_model(dropout=0.2)
-    options = {"epochs": 3, "batch_size": 8, "seed": 0, "standardize": True, "verbose": False}
+    options: dict[str, Any] = {"epochs": 3, "batch_size": 8, "seed": 0, "standardize": True, "verbose": False}
     expected = fit(a, x, y, validation=validation, **options)
     got = fit(b, SOURCES[kind](x, tmp_path), SOURCES[kind](y, tmp_path), validation=validation, **options)
     assert repr(got) == repr(expected) and a.scaling == b.scaling
@@ -116,7 +118,7 @@ def test_fit_and_predict_as_from_arrays(table, tmp_path, kind, validation):
 def test_kinds_can_be_mixed_and_validation_may_be_another(table, tmp_path):
     x, y = table
     a, b = small_model(), small_model()
-    options = {"epochs": 2, "batch_size": 8, "seed": 0, "verbose": False}
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 8, "seed": 0, "verbose": False}
     fit(a, x[:30], y[:30], validation=(x[30:], y[30:]), **options)
     names = [f"s{i}" for i in range(30)]
     labelled = Annotated(sp.csr_array(x[:30]), names, INPUTS)
@@ -310,7 +312,7 @@ def test_values_that_are_not_finite_are_named_by_their_own_row(table, tmp_path):
     y[20, 0] = np.inf
     good = np.zeros_like(x)
     model = small_model()
-    options = {"validation": 0.3, "seed": 1, "verbose": False}
+    options: dict[str, Any] = {"validation": 0.3, "seed": 1, "verbose": False}
     with pytest.raises(ValueError, match="x must be finite, got nan in column 'b', row 17$"):
         fit(model, memory_map(x, tmp_path), np.zeros_like(y), **options)
     with pytest.raises(ValueError, match="y must be finite or NaN, got inf in column 'y1', row 20$"):
@@ -379,7 +381,7 @@ def test_anndata(table, tmp_path, values, place, view):
         rows = np.array([3, 2, *range(10, 40)])
         data = data[rows, ["b", "c", "a"]]
     a, b = small_model(), small_model()
-    options = {"epochs": 2, "batch_size": 8, "seed": 0, "standardize": True, "verbose": False}
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 8, "seed": 0, "standardize": True, "verbose": False}
     fit(a, x[rows], y[rows], validation=0.2, **options)
     fit(b, data, pd.DataFrame(y[rows], names.index[rows], OUTPUTS), validation=0.2, **options)
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))

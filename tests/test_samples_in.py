@@ -1,6 +1,7 @@
 """MIDAS and AnnData to X, Y and groups; inputs that only one sample has."""
 
 import sys
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -157,7 +158,7 @@ def test_anndata_from_a_file_and_sparse(adata, tmp_path):
     with pytest.importorskip("anndata").settings.override(allow_write_nullable_strings=True):
         adata.write_h5ad(tmp_path / "a.h5ad")
     found = from_anndata(tmp_path / "a.h5ad", "plate")
-    alike = {"check_names": False, "check_index_type": False, "check_column_type": False}
+    alike: dict[str, Any] = {"check_names": False, "check_index_type": False, "check_column_type": False}
     pd.testing.assert_frame_equal(found.x, want.x, **alike)
     pd.testing.assert_frame_equal(found.y, want.y, **alike)
 

@@ -1,5 +1,7 @@
 """choose_epochs: the length that predicts samples put aside best, and what it says of it."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,7 +13,7 @@ from gsnn import GSNN, fit, predict
 from gsnn.estimator import stopping as module
 from gsnn.estimator.stopping import choose_epochs
 
-OPTIONS = {"lr": 0.03, "weight_decay": 0.0, "standardize": True}
+OPTIONS: dict[str, Any] = {"lr": 0.03, "weight_decay": 0.0, "standardize": True}
 
 
 def network(seed):

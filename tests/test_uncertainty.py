@@ -1,5 +1,7 @@
 """Intervals against their definition by loops, coverage where the truth is known, what ensembles promise."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -111,7 +113,7 @@ def test_held_out_means_held_out(fitted):
 def test_a_network_has_not_seen_its_fold():
     """Other values in a fold change the networks of all other folds, and not those of this one."""
     x, _, y, _ = TRUTH.sample(40, 0, 0.3, seed=1)
-    options = {"folds": 4, "n_members": 1, "epochs": 2, "verbose": False}
+    options: dict[str, Any] = {"folds": 4, "n_members": 1, "epochs": 2, "verbose": False}
     one = fit_ensemble(network(), x, y, **options)
     other = y.copy()
     other[one.fold == 2] += 1.0
@@ -132,7 +134,7 @@ def test_groups_stay_together_and_tables_go_by_name():
     model = network()
     state = {name: value.clone() for name, value in model.state_dict().items()}
     before = torch.get_rng_state()
-    options = {"folds": 3, "n_members": 1, "epochs": 2, "verbose": False}
+    options: dict[str, Any] = {"folds": 3, "n_members": 1, "epochs": 2, "verbose": False}
     ensemble = fit_ensemble(model, frame_x, frame_y.iloc[::-1], groups=labels.iloc[::-1], **options)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), before)
@@ -189,7 +191,7 @@ def test_members_keep_the_signs_of_the_edges():
     graph = TRUTH.partial
     signs = {etype: torch.ones(index.shape[1]) for etype, index in graph.edge_index_dict.items()}
     signs["function", "to", "function"][::2] = -1.0
-    options = {"channels": 2, "layers": 3, "norm": "none", "edge_signs": "respect"}
+    options: dict[str, Any] = {"channels": 2, "layers": 3, "norm": "none", "edge_signs": "respect"}
     model = GSNN(graph.edge_index_dict, graph.node_names_dict, edge_weight_dict=signs, **options)
     for member in sum(fit_ensemble(model, x, y, epochs=1, n_members=1, folds=2, verbose=False).members, ()):
         for etype, value in signs.items():
