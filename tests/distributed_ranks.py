@@ -4,7 +4,7 @@ import inspect
 import pickle
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -24,7 +24,7 @@ SYNC_BUFFERS = next(
     for name in ("forward_sync_buffers", "broadcast_buffers")
     if name in inspect.signature(DistributedDataParallel).parameters
 )
-FORMS = {
+FORMS: dict[str, dict[str, Any]] = {
     "shared": {"share_layers": True},
     "own": {"share_layers": False},
     "recomputed": {"share_layers": False, "checkpoint": True},
@@ -39,6 +39,7 @@ def make_model(graph, seed=0, **options):
     torch.manual_seed(seed)
     model = GSNN(graph.edge_index_dict, graph.node_names_dict, **options).double()
     with torch.no_grad():  # without biases, nodes that see one input only would be exactly tied
+        block: Any
         for block in model.ResBlocks:
             block.lin_in.bias.normal_(std=0.3)
     return model
@@ -98,7 +99,7 @@ def rank_main(rank, folder):
     with open(folder / "case.pkl", "rb") as file:
         graph, x, y = pickle.load(file)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    seen = {}
+    seen: dict[Any, Any] = {}
 
     def fit_parts(part_sizes, key):
         """One fit after the other, (of rank 0, of rank 1) samples each, taken in turn from the data."""
@@ -161,7 +162,7 @@ def rank_main(rank, folder):
 
     for buffers in (True, False):
         model = make_model(graph, norm="groupbatch")
-        parallel = DistributedDataParallel(model, **{SYNC_BUFFERS: buffers})
+        parallel = DistributedDataParallel(model, **cast(Any, {SYNC_BUFFERS: buffers}))
         for _ in range(2):
             gradients(model, parallel, x[half], y[half])
         seen["statistics", buffers] = [
@@ -169,6 +170,6 @@ def rank_main(rank, folder):
         ]
     average_running_statistics(model)
     seen["averaged"] = [(b.norm.running_mean.clone(), b.norm.running_var.clone()) for b in model.ResBlocks]
-    with open(folder / f"rank{rank}.pkl", "wb") as file:
-        pickle.dump(seen, file)
+    with open(folder / f"rank{rank}.pkl", "wb") as out:
+        pickle.dump(seen, out)
     dist.destroy_process_group()

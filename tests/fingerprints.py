@@ -10,7 +10,8 @@ import warnings
 from functools import cached_property
 from pathlib import PurePath
 
-import matplotlib
+import matplotlib.axes
+import matplotlib.pyplot
 import networkx as nx
 import numpy as np
 import pandas as pd

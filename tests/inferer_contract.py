@@ -7,6 +7,7 @@ own. `test_inferer.py` checks that no module `gsnn/optim/*Edge*.py` goes without
 
 import re
 from types import SimpleNamespace
+from typing import Any
 
 import matplotlib
 
@@ -53,6 +54,7 @@ def small_model(graph, seed=0, dtype=torch.float64, **options):
     torch.manual_seed(seed)
     model = GSNN(graph.edge_index_dict, graph.node_names_dict, **options).to(dtype)
     with torch.no_grad():  # without biases, nodes that see one input only would be exactly tied
+        block: Any
         for block in model.ResBlocks:
             block.lin_in.bias.normal_(std=0.3)
     return model
@@ -190,16 +192,17 @@ class EdgeInfererContract:
 
     def test_figures(self, case):
         ax = plot_inference.roc({"here": case.table}, self.missing_edges)
-        (curve,) = [line for line in ax.get_lines() if line.get_label().startswith("here")]
+        (curve,) = [line for line in ax.get_lines() if str(line.get_label()).startswith("here")]
         auc = case.inferer.evaluate_against(self.missing_edges)["auc"]
         assert area(curve.get_xdata(), curve.get_ydata()) == pytest.approx(auc)
-        assert f"AUC {auc:.3f}" in curve.get_label()
+        assert f"AUC {auc:.3f}" in str(curve.get_label())
         ax = plot_inference.held_out_ranks(case.table, self.missing_edges)
         (dots,) = [line for line in ax.get_lines() if line.get_marker() == "o"]
         wanted = {f"{s} → {t}": brute_rank(case.table, s, t, self.score_col) for s, t in self.missing_edges}
         labels = [label.get_text() for label in ax.get_yticklabels()]
-        assert dict(zip(labels, dots.get_xdata(), strict=True)) == wanted
-        assert dots.get_xdata()[-1] == min(wanted.values())
+        at = np.asarray(dots.get_xdata())
+        assert dict(zip(labels, at, strict=True)) == wanted
+        assert at[-1] == min(wanted.values())
         plt.close("all")
         with pytest.raises(ValueError, match="tables must hold at least one table"):
             plot_inference.roc({}, self.missing_edges)

@@ -79,6 +79,7 @@ def measured(w):
     return call("Y", ["f0", "o0"], names, parts(w)[0], weight, False)
 
 
+INTERACTIONS = pd.DataFrame({"source": ["a", "b"], "target": ["b", "c"], "sign": ["+", "-"]})
 add(
     "gsnn.graph.interactions",
     read_table=lambda w: call(w.files["edges"]),
@@ -92,7 +93,6 @@ add(
     sign_column=lambda w: call(INTERACTIONS),
     flags_as_signs=lambda w: call(pd.Series(["TRUE", "FALSE"], name="is_inhibition")),
 )
-INTERACTIONS = pd.DataFrame({"source": ["a", "b"], "target": ["b", "c"], "sign": ["+", "-"]})
 
 
 def database_rows(w):

@@ -4,6 +4,7 @@ import json
 import tempfile
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -67,6 +68,7 @@ class World:
             torch.manual_seed(seed)
             model = GSNN(self.graph.edge_index_dict, self.graph.node_names_dict, **options)
             with torch.no_grad():
+                block: Any
                 for block in model.ResBlocks:
                     block.lin_in.bias.normal_(std=0.3)
         return model

@@ -41,6 +41,7 @@ def world():
 def test_inputs_of_the_outputs_that_are_predicted(world):
     model, data = world
     found = attributions_of(model, data, R2)
+    assert found.table is not None
     assert list(found.table.columns) == ["output", "input", "score", "magnitude", "spread"]
     assert found.table["output"].tolist() == ["p", "p", "o", "o"]  # the best predicted one first
     assert found.table["input"].tolist() == ["k", "i", "i", "k"]

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -47,7 +48,7 @@ def study(tmp_path, monkeypatch):
 
 
 def test_the_example_of_the_help_runs_as_printed_and_gsnn_run_reads_its_files(study):
-    (example,) = re.findall(r"Example: gsnn (.*)", build_command.build.__doc__)
+    (example,) = re.findall(r"Example: gsnn (.*)", build_command.build.__doc__ or "")
     done = invoke(*shlex.split(example))
     assert done.exit_code == 0, done.output
     edges = pd.read_csv("prior/edges.tsv", sep="\t")
@@ -166,7 +167,19 @@ def test_columns_can_be_named_in_check_complete_and_verify(tmp_path, monkeypatch
     named = ("--source", "regulator", "--target", "gene", "--sign", "effect")
     done = invoke("check", *tables, *named, "--json")
     assert json.loads(done.stdout)["edges"]["function->function"] == 4, done.output
-    options = ("--budget", 1, "--channels", 2, "--epochs", 2, "--stages", 1, "--quiet", "--out", "completed")
+    options: tuple[Any, ...] = (
+        "--budget",
+        1,
+        "--channels",
+        2,
+        "--epochs",
+        2,
+        "--stages",
+        1,
+        "--quiet",
+        "--out",
+        "completed",
+    )
     done = invoke("complete", *tables, *named, *options)
     assert done.exit_code == 0, done.output
     completed = pd.read_csv("completed/graph_completed.tsv", sep="\t")
@@ -191,9 +204,11 @@ def test_the_page_goes_to_a_report_in_two_commands_and_five_lines(tmp_path, monk
     text = PAGE.read_text(encoding="utf-8")
     first, five = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[:2]
     assert len([line for line in five.split("\n") if line]) == 5
-    scope = {}
+    scope: dict[str, Any] = {}
     exec(first, scope)
-    commands = re.findall(r"^gsnn (.*)$", re.search(r"```sh\n(.*?)```", text, re.DOTALL)[1], re.MULTILINE)
+    shell = re.search(r"```sh\n(.*?)```", text, re.DOTALL)
+    assert shell is not None
+    commands = re.findall(r"^gsnn (.*)$", shell[1], re.MULTILINE)
     assert len(commands) == 2
     for command, more in zip(
         commands, ([], ["--folds=2", "--epochs=2", "--complete=0", "--quiet"]), strict=True

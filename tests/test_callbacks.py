@@ -56,7 +56,8 @@ class Stops:
 
 
 def test_each_epoch_is_told_as_the_history_has_it():
-    told, model = [], network()
+    model = network()
+    told: list[Any] = []
     history = fit(
         model, *table(), validation=table(9, 1), epochs=4, seed=0, callbacks=[told.append], **OPTIONS
     )
@@ -296,7 +297,8 @@ def test_weights_meet_measured_entries():
 def test_weights_of_put_aside_rows_count_in_the_validation_loss():
     """Where one row has all the weight of those put aside, the loss is that row's."""
     x, y = table(10)
-    model, told = network(), []
+    model = network()
+    told: list[Any] = []
     weight = np.ones(10)
     options: dict[str, Any] = {**OPTIONS, "seed": 3, "epochs": 1, "validation": 0.3}
     fit(model, x, y, sample_weight=weight, callbacks=[told.append], **options)

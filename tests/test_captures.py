@@ -3,6 +3,7 @@
 import copy
 import itertools
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from gsnn.simulate.scenarios import disconnected_pathways
 SCENARIO = disconnected_pathways(n_pathways=3, length=2, n_spurious=5, seed=0)
 GRAPH = SCENARIO.model_graph
 NAMES = ("_last_pre_norm_activation", "_last_activation")
-OPTIONS = [
+OPTIONS: list[dict[str, Any]] = [
     {},
     {"share_layers": False, "norm": "groupbatch"},
     {"dropout": 0.3, "norm": "none"},
@@ -132,7 +133,7 @@ AFTER = ("aux", "read")
 
 def alone(**options):
     """The same values, each found by one user on a model of its own."""
-    found = {}
+    found: dict[str, Any] = {}
     for act in ("infer", "look", "score"):
         found |= Users(**options).step((), (act,), ())
     found |= Users(**options).step(("regularize", "regress"), ("regularization", "arm"), ("aux",))

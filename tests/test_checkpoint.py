@@ -228,7 +228,8 @@ def test_damaged_and_other_files_are_refused(table, path):
 def test_a_write_that_fails_leaves_the_last_checkpoint(table, path, monkeypatch):
     whole = small_model()
     expected = fit(whole, *table, **OPTIONS)
-    write, written = io.container._write, []
+    write = io.container._write
+    written: list[Any] = []
 
     def full(name, data):
         if len(written) == 2:

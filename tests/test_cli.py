@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import fields
+from typing import Any
 
 import matplotlib
 
@@ -53,7 +54,8 @@ def test_run_prints_a_summary_and_writes_the_files(paths, tmp_path):
 
 def test_run_takes_every_option_of_a_run():
     """Names, defaults and help stand in Options alone; what a user may type is what Options holds."""
-    found = {parameter.name: parameter for parameter in get_command(app).commands["run"].params}
+    group: Any = get_command(app)
+    found = {parameter.name: parameter for parameter in group.commands["run"].params}
     for one in fields(Options):
         parameter = found[one.name]
         assert parameter.opts == ["--" + one.name.replace("_", "-")]

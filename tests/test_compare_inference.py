@@ -37,8 +37,8 @@ def tiny(monkeypatch):
         calls.append((recipe["width"], seed))
         scores = np.random.default_rng([seed, recipe["width"]])
         # All methods that the figures ask for.
-        names = ("random", "degree product", "corr, mean", "sv of M", "sv of M, joint", "regressor, last")
-        names += ("kge directed", "|activation| x |gradient|")
+        names = ["random", "degree product", "corr, mean", "sv of M", "sv of M, joint", "regressor, last"]
+        names += ["kge directed", "|activation| x |gradient|"]
         return {name: scores.random((n, n)) for name in names}, {"test_mse": 0.5 + seed}
 
     monkeypatch.setattr(_methods, "score_all", pretend)
@@ -195,7 +195,7 @@ def test_summary_is_the_mean_over_seeds_with_its_bootstrap_interval():
     ]
     table = _tables.summary_of(pd.DataFrame(rows)).set_index(["scenario", "method", "metric"])
     assert table.loc[("two", "b", "auc"), "mean"] == pytest.approx(values.mean() + 5)
-    assert table.loc[("one", "a", "auc"), ["low", "high"]].tolist() == pytest.approx([low, high])
+    assert list(table.loc[("one", "a", "auc"), ["low", "high"]]) == pytest.approx([low, high])
     assert set(table["n_seeds"]) == {20}
 
 

@@ -1,6 +1,7 @@
 """Models under torch.compile: one graph, and few of them over all sizes of a batch."""
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def test_no_graph_breaks(options):
 def test_two_recompilations_at_most_over_the_sizes_of_a_batch(norm, backend):
     model, _ = make(dtype=torch.float32, n_function=20, layers=1, norm=norm, backend=backend)
     generator = torch.Generator().manual_seed(0)
-    graphs = []
+    graphs: list[Any] = []
     fast = compiled(model, graphs)
     for training in (True, False):
         model.train(training)
@@ -67,7 +68,7 @@ def test_two_recompilations_at_most_over_the_sizes_of_a_batch(norm, backend):
 
 def test_few_compilations_with_masks_and_edge_states():
     model, _ = make(dtype=torch.float32, layers=1)
-    graphs = []
+    graphs: list[Any] = []
     fast = compiled(model, graphs)
     for samples in (64, 32, 7):
         x = torch.randn(samples, 5)

@@ -341,10 +341,15 @@ def test_a_graph_without_function_edges_gets_its_first():
 
 def test_edge_weights_are_kept():
     table = graph().to_edge_table().assign(weight=1.0)
-    kinds = {"input_nodes": ["a", "b", "c"], "output_nodes": ["y0", "y1", "y2"], "function_nodes": FUNCTIONS}
+    kinds: dict[str, Any] = {
+        "input_nodes": ["a", "b", "c"],
+        "output_nodes": ["y0", "y1", "y2"],
+        "function_nodes": FUNCTIONS,
+    }
     weighted = HeteroGraph.from_edge_table(table.drop(columns="etype"), **kinds)
     x, y = data()
     found = complete(weighted, x, y, 1, settings=TINY, verbose=False)
+    assert found.graph.edge_weight_dict is not None
     assert found.graph.edge_weight_dict[EDGE_TYPES[0]].tolist() == [
         1,
         1,

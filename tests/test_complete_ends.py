@@ -108,7 +108,7 @@ def test_a_budget_beyond_the_candidates_and_what_cannot_be_verified():
     x, y = data()
     with pytest.raises(ValueError, match="at most the number of candidate pairs, 2, got 3"):
         complete(graph(), x, y, 3, candidates=[("c", "f0"), ("f2", "y0")], settings=TINY)
-    model = torch.nn.Identity()
+    model: Any = torch.nn.Identity()
     for pair in (("c", "f0"), ("f2", "y0")):
         with pytest.raises(ValueError, match=f"edges must join function nodes.*{pair[0]}"):
             verify(model, graph(), [("f2", "f3"), pair], x, y)

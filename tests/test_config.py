@@ -132,7 +132,7 @@ def test_a_command_that_fails_leaves_no_file(folder):
     assert done.exit_code == 2 and not list(folder.glob("p.csv*"))
 
 
-@pytest.mark.parametrize("command", [c.callback.__name__ for c in app.registered_commands])
+@pytest.mark.parametrize("command", [getattr(c.callback, "__name__", "") for c in app.registered_commands])
 def test_every_command_speaks_to_machines_and_takes_a_file(command):
     told = invoke(command, "--help").stdout
     assert "--json" in told and "--config" in told

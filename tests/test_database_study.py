@@ -26,6 +26,7 @@ def test_activities_follow_the_network_and_the_database_lacks_the_hidden_edges(s
     )
     # What the graph says, with the hidden edges put back, gives the measurements; signs of those are tried.
     names = graph.node_names_dict["function"]
+    assert graph.edge_weight_dict is not None
     index, sign = (d["function", "to", "function"] for d in (graph.edge_index_dict, graph.edge_weight_dict))
     known = {(names[u], names[v]): int(s) for (u, v), s in zip(index.T.tolist(), sign, strict=True)}
     assert len(study.hidden) == 2 and not known.keys() & set(study.hidden)

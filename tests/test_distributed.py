@@ -62,8 +62,8 @@ def test_every_rank_has_the_table_of_all_samples(ranks, case, counts):
         assert returned == counts and n == sum(counts)
         for name, want in tables(single).items():
             assert want["corr"].notna().any()
-            by_pair = [t.set_index(["src_idx", "dst_idx"]).sort_index() for t in (found[name], want)]
-            pd.testing.assert_frame_equal(*by_pair, rtol=0, atol=1e-10)
+            mine, whole = (t.set_index(["src_idx", "dst_idx"]).sort_index() for t in (found[name], want))
+            pd.testing.assert_frame_equal(mine, whole, rtol=0, atol=1e-10)
     for name in tables(single):  # bit by bit
         pd.testing.assert_frame_equal(ranks[0][case][2][name], ranks[1][case][2][name], rtol=0, atol=0)
 

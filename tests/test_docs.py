@@ -4,6 +4,7 @@ import ast
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,11 +33,12 @@ def undocumented(tree):
             yield node.name
         if isinstance(node, ast.ClassDef) and "Protocol" not in map(ast.unparse, node.bases):
             for inner in node.body:
-                public = isinstance(inner, ast.FunctionDef) and not inner.name.startswith("_")
-                elsewhere = public and any(
+                if not isinstance(inner, ast.FunctionDef) or inner.name.startswith("_"):
+                    continue
+                elsewhere = any(
                     ast.unparse(d).endswith((".setter", ".deleter", "overload")) for d in inner.decorator_list
                 )
-                if public and not elsewhere and inner.name not in known and not ast.get_docstring(inner):
+                if not elsewhere and inner.name not in known and not ast.get_docstring(inner):
                     yield f"{node.name}.{inner.name}"
 
 
@@ -94,7 +96,7 @@ def resolves(name):
     parts = name.split(".")
     for k in range(len(parts), 0, -1):
         try:
-            found = importlib.import_module(".".join(parts[:k]))
+            found: Any = importlib.import_module(".".join(parts[:k]))
         except ModuleNotFoundError:
             continue
         for part in parts[k:]:

@@ -60,11 +60,14 @@ def text_defaults(tree):
         if not isinstance(node, ast.FunctionDef) or (node.name.startswith("_") and node.name != "__init__"):
             continue
         plain = node.args.posonlyargs + node.args.args
-        pairs = list(zip(plain[::-1], node.args.defaults[::-1], strict=False))
-        pairs += list(zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True))
+        pairs = [
+            *zip(plain[::-1], node.args.defaults[::-1], strict=False),
+            *zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True),
+        ]
         for argument, default in pairs:
-            is_text = isinstance(default, ast.Constant) and isinstance(default.value, str)
-            if is_text and argument.annotation is not None and ast.unparse(argument.annotation) == "str":
+            if not isinstance(default, ast.Constant) or not isinstance(default.value, str):
+                continue
+            if argument.annotation is not None and ast.unparse(argument.annotation) == "str":
                 yield node.name, argument.arg, default.value
 
 

@@ -91,6 +91,7 @@ def node_norm(folder, seed, dtype):
     torch.manual_seed(seed)
     norm = NodeNorm("groupbatch", 6, 3).to(dtype)
     with torch.no_grad():
+        assert norm.weight is not None
         norm.weight.normal_()
     plan = World(folder).plan
     return norm, lambda x: norm(columns(x), plan).flatten(0, 1).t()
@@ -360,11 +361,11 @@ def test_growing_explaining_and_standing_side_by_side_on_odd_graphs(name):
         with pytest.raises(ValueError, match="at least one pair of function nodes that the graph lacks"):
             complete(graph, x, y, 1, stages=1, verbose=False, settings=QUICK)
     try:
-        found = subgraph(model, x, 0, size=2, n_random=1)
+        part = subgraph(model, x, 0, size=2, n_random=1)
     except ValueError as error:
         assert "cannot be reached" in str(error) or "the same for all samples" in str(error)
     else:
-        assert isinstance(found, HeteroGraph) and len(found.edges) <= 2
+        assert isinstance(part, HeteroGraph) and len(part.edges) <= 2
 
 
 @pytest.mark.parametrize("name", ZOO)

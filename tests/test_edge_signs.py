@@ -159,7 +159,7 @@ def test_a_weight_on_the_wrong_side_is_0_and_can_come_back():
     result = bound(values, signs)
     assert result.tolist() == [2, 0, 0, 0, 0, 0, -4, 4]
     (result * slope).sum().backward()
-    assert torch.equal(values.grad, slope)
+    assert values.grad is not None and torch.equal(values.grad, slope)
 
 
 def test_initial_weights_keep_their_size_and_nothing_is_lost():

@@ -59,6 +59,8 @@ def test_the_effect_of_an_edge_is_the_derivative_of_the_loss_along_it():
 
     def loss(weight):
         with torch.no_grad():
+            old: Any
+            new: Any
             for old, new in zip(model.ResBlocks, grown.ResBlocks, strict=True):
                 for name, side in (("lin_in", 0), ("lin_out", 1)):
                     a, b = getattr(old, name), getattr(new, name)
@@ -103,7 +105,7 @@ def projected(h, g, i, j, given, ridge):
         ]
         residual = left - X @ beta
         cross = residual.T @ (g[p][:, j] - g[p][:, j].mean(0)) / n
-        out.append(np.linalg.norm(cross, 2) if cross.size else 0.0)
+        out.append(float(np.linalg.norm(cross, 2)) if cross.size else 0.0)
     return np.mean(out)
 
 
@@ -137,7 +139,7 @@ def test_greedy_order_step_by_step(case, one_per_target):
             for j in range(N)
             if i != j and i not in given[j] and (not one_per_target or taken[j] == min(taken.values()))
         }
-        best = max(found, key=found.get)
+        best = max(found, key=lambda pair: found[pair])
         assert (row.src_func, row.dst_func) == (FUNCTIONS[best[0]], FUNCTIONS[best[1]])
         assert row.score == pytest.approx(found[best], rel=1e-7)
         given[best[1]].append(best[0])
@@ -203,8 +205,7 @@ def test_p_values_are_uniform_when_nothing_is_missing():
         moments = GroupMoments(1, 10, 2)
         moments.add(torch.tensor(h)[None], torch.tensor(g)[None])
         p.append(Pursuit(moments).p_values(3, [0])[1:])
-    p = np.concatenate(p)
-    assert (p < 0.05).mean() < 0.09
+    assert (np.concatenate(p) < 0.05).mean() < 0.09
     assert stats.kstest(p[::9], "uniform").pvalue > 1e-3
 
 
@@ -258,13 +259,13 @@ def test_curvature_is_that_of_the_outputs_written_out():
     inferer = FirstOrderEdgeInferer(model, graph, curvature=True)
     inferer.fit(batches(x, y, 16), verbose=False)
     turned = inferer.effects().numpy()
-    slopes = []
+    rows = []
     model.eval()
     for row in x:  # with an error of a half the squared error has the output's own derivative
         with torch.no_grad():
             wanted = model(row[None]) - 0.5
-        slopes.append(captured(model, row[None], wanted)[2][:, 0])
-    slopes = np.stack(slopes, 1)  # (P, n, N, C)
+        rows.append(captured(model, row[None], wanted)[2][:, 0])
+    slopes = np.stack(rows, 1)  # (P, n, N, C)
     curvature = np.einsum("pnic,pnid->picd", slopes, slopes) / len(x)
     size = np.trace(curvature, axis1=2, axis2=3).mean() / C
     w, v = np.linalg.eigh(curvature + 0.1 * size * np.eye(C))
@@ -291,8 +292,10 @@ def test_an_output_that_was_not_measured_has_no_curvature():
     y[:, 1:] = torch.nan
     some = FirstOrderEdgeInferer(model, small_graph(), curvature=True)
     some.fit(batches(x, y), verbose=False)
+    assert some._seen is not None
     jj = some._seen.jj
     y[:, 1:] = 0.0
     all_ = FirstOrderEdgeInferer(model, small_graph(), curvature=True)
     all_.fit(batches(x, y), verbose=False)
+    assert all_._seen is not None
     assert float(jj.diagonal(dim1=2, dim2=3).sum()) < float(all_._seen.jj.diagonal(dim1=2, dim2=3).sum())

@@ -1,5 +1,7 @@
 """FirstOrderEdgeInferer.best: what it shows has the score of the full table, whatever fits into memory."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -49,8 +51,13 @@ def test_memory_says_how_often_the_data_are_gone_through(case):
     one_place = 2 * 90 * N * 3 * 8  # numbers of h and g, of 8 bytes
     forward, found = inferer.model.forward, {}
     for memory, passes in ((2**32, 1), (2 * one_place, 3), (one_place, 5), (1, 5)):
-        calls = []
-        inferer.model.forward = lambda *args, **kwargs: calls.append(1) or forward(*args, **kwargs)  # noqa: B023
+        calls: list[Any] = []
+
+        def counted(*args, calls=calls, **kwargs):
+            calls.append(1)
+            return forward(*args, **kwargs)
+
+        inferer.model.forward = counted
         try:
             found[memory] = inferer.best(data, 3, memory=memory, verbose=False)
         finally:

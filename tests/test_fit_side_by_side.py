@@ -53,7 +53,7 @@ def assert_same(models, histories, alone, expected):
         assert model.training == other.training
 
 
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "scaled, gaps": {"standardize": True, "gaps": True},
     "watched": {"validation": True, "restore_best": False},

@@ -7,6 +7,7 @@ import sys
 import types
 import warnings
 from pathlib import Path
+from typing import Any, cast
 
 import networkx as nx
 import numpy as np
@@ -49,8 +50,9 @@ def graphs(draw):
         pairs = draw(st.lists(pair, unique=True, max_size=12))
         index[etype] = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T
         if dtype is not None:
-            width = 32 if dtype == torch.float32 else 64
-            numbers = st.floats(allow_nan=False, allow_infinity=False, width=width)
+            numbers = st.floats(
+                allow_nan=False, allow_infinity=False, width=32 if dtype == torch.float32 else 64
+            )
             values = draw(st.lists(numbers, min_size=len(pairs), max_size=len(pairs)))
             weight[etype] = torch.tensor(values, dtype=dtype)
     names = {kind: [f"{kind[0]}{i}" for i in draw(st.permutations(range(n)))] for kind, n in counts.items()}
@@ -82,6 +84,7 @@ def test_holds_what_it_was_given_in_the_same_order():
     index, names, weight = parts(weighted=True)
     graph = HeteroGraph(index, names, weight)
     assert list(graph.edge_index_dict) == list(EDGE_TYPES)
+    assert graph.edge_weight_dict is not None
     for etype in EDGE_TYPES:
         assert torch.equal(graph.edge_index_dict[etype], index[etype])
         assert torch.equal(graph.edge_weight_dict[etype], weight[etype])
@@ -111,6 +114,7 @@ def test_numpy_arrays_and_int_weights_are_taken():
     index, names, _ = parts()
     ones = {etype: np.ones(tensor.shape[1], dtype=int) for etype, tensor in index.items()}
     graph = HeteroGraph({etype: tensor.numpy() for etype, tensor in index.items()}, names, ones)
+    assert graph.edge_weight_dict is not None
     assert graph.edge_weight_dict[FF].dtype == torch.float32
     assert graph.edge_weight_dict[FF].tolist() == [1.0, 1.0, 1.0]
 
@@ -146,16 +150,18 @@ def test_cannot_be_changed_from_outside():
     weight[FF][0] = 9
     names["input"].append("k")
     graph.edge_index_dict[FF][0, 0] = 3
+    assert graph.edge_weight_dict is not None
     graph.edge_weight_dict[FF].zero_()
     assert graph == original
+    changed: Any = graph
     with pytest.raises(AttributeError, match="a HeteroGraph cannot be changed once built"):
-        graph.edge_index_dict = {}
+        changed.edge_index_dict = {}
     with pytest.raises(AttributeError, match="a HeteroGraph cannot be changed once built"):
         del graph._edge_index
     with pytest.raises(TypeError):
-        graph.edge_index_dict[FF] = index[FF]
+        changed.edge_index_dict[FF] = index[FF]
     with pytest.raises(TypeError):
-        graph.node_names_dict["input"] = []
+        changed.node_names_dict["input"] = []
 
 
 @pytest.mark.parametrize(
@@ -211,7 +217,7 @@ def test_copies_of_the_dictionaries_are_plain_and_can_be_edited(weighted):
         with pytest.raises(TypeError, match="graph.with_edges"):
             del mine[next(iter(mine))]
     assert graph == before
-    edited = copy.deepcopy(graph.edge_index_dict)
+    edited: Any = copy.deepcopy(graph.edge_index_dict)
     edited[EDGE_TYPES[0]] = torch.zeros(2, 0, dtype=torch.long)
     assert HeteroGraph(edited, copy.deepcopy(graph.node_names_dict), warn=False).edge_index_dict[
         EDGE_TYPES[0]
@@ -382,7 +388,7 @@ def test_refuses_a_missing_key(position):
 
 def test_refuses_what_is_no_dictionary():
     with pytest.raises(TypeError, match="edge_index_dict must be a dict, got list"):
-        HeteroGraph([], parts()[1])
+        HeteroGraph(cast(Any, []), parts()[1])
 
 
 def test_names_at_most_five_duplicate_edges():
@@ -616,7 +622,7 @@ def test_edge_table_refusals(columns, lists, message):
 
 def test_edge_table_must_be_a_table():
     with pytest.raises(TypeError, match="table must be a pandas DataFrame, got list"):
-        HeteroGraph.from_edge_table([])
+        HeteroGraph.from_edge_table(cast(Any, []))
 
 
 # -- files -----------------------------------------------------------------------------------------------
@@ -749,7 +755,7 @@ class StandInHeteroData:
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_pyg_round_trip_with_a_stand_in(monkeypatch, weighted):
-    module = types.ModuleType("torch_geometric.data")
+    module: Any = types.ModuleType("torch_geometric.data")
     module.HeteroData = StandInHeteroData
     monkeypatch.setitem(sys.modules, "torch_geometric", types.ModuleType("torch_geometric"))
     monkeypatch.setitem(sys.modules, "torch_geometric.data", module)

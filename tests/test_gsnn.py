@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def make(seed=0, n_function=12, dtype=torch.float64, graph=None, **arguments):
         model = GSNN(edges, names, **arguments)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
     x = torch.randn(7, len(names["input"]), generator=generator, dtype=torch.float64)
     return model.to(dtype), x.to(dtype)
 
@@ -46,7 +47,7 @@ def assert_same_gradients(model, x, forward, expected, tolerance=1e-10):
         assert (got - want).norm() <= tolerance * (size if size > 1e-3 * scale else scale)
 
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "one bucket": {"n_function": 6},
     "many degrees": {"n_function": 60, "graph": {"density": 0.08}},
@@ -230,9 +231,9 @@ def test_flat_graph_order_and_masks():
     assert model.function_edge_mask.tolist() == [True, True, False, False, False, True, True, True]
     assert model.input_edge_mask.tolist() == [False, False, True, True] + [False] * 4
     assert model.output_edge_mask.tolist() == [False] * 4 + [True] + [False] * 3
-    assert model.ResBlocks[0].channel_groups.tolist() == [0, 0, 1, 1, 2, 2]
+    block: Any = model.ResBlocks[0]
+    assert block.channel_groups.tolist() == [0, 0, 1, 1, 2, 2]
     assert (model.channels, model.layers, model.norm, model.checkpoint) == (2, 2, "layer", False)
-    block = model.ResBlocks[0]
     assert (block.lin_in.N, block.lin_in.M, block.lin_out.N, block.lin_out.M) == (8, 6, 6, 8)
 
 
@@ -376,7 +377,7 @@ def test_smallest_network_is_finite(norm, training):
     assert output.shape == (1, 1)
     assert output.isfinite().all()
     tensors = [p.grad for p in model.parameters()] + [b for b in model.buffers() if b.is_floating_point()]
-    assert all(t.isfinite().all() for t in tensors)
+    assert all(t is not None and t.isfinite().all() for t in tensors)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -542,21 +543,25 @@ def test_config_rebuilds_the_model():
 
 def test_numpy_integers_are_ints_and_e_counts_the_flat_edges():
     graph = converging_tiers(3).partial
+    sizes: dict[str, Any] = {
+        "channels": np.int64(4),
+        "layers": np.int32(2),
+        "node_mlp_hidden": np.int64(5),
+    }
     model = GSNN(
         graph.edge_index_dict,
         graph.node_names_dict,
-        channels=np.int64(4),
-        layers=np.int32(2),
         node_mlp=True,
-        node_mlp_hidden=np.int64(5),
+        **sizes,
     )
     assert (model.channels, model.layers, type(model.channels)) == (4, 2, int)
     edges = sum(index.shape[1] for index in graph.edge_index_dict.values())
     assert model.E == edges + len(graph.node_names_dict["function"]) == model.edge_index.shape[1]
     for name in ("channels", "layers"):
         for bad in (np.float64(2.0), True, np.bool_(True), "2", 0):
+            sizes = {"channels": 2, "layers": 2, name: bad}
             with pytest.raises(ValueError, match=f"{name} must be a positive int, got "):
-                GSNN(graph.edge_index_dict, graph.node_names_dict, **{"channels": 2, "layers": 2, name: bad})
+                GSNN(graph.edge_index_dict, graph.node_names_dict, **sizes)
 
 
 @pytest.mark.parametrize("norm", ["none", "layer", "softmax"])

@@ -34,7 +34,7 @@ def printed(name):
 
 
 def test_every_command_is_here():
-    assert {command.callback.__name__ for command in app.registered_commands} == set(COMMANDS)
+    assert {getattr(command.callback, "__name__", "") for command in app.registered_commands} == set(COMMANDS)
     for name in COMMANDS:
         assert printed(name) and all(example[0] == name for example in printed(name)), name
 

@@ -141,8 +141,8 @@ def by_hand(kind, model, x, y):
         return [h.detach().numpy().reshape(len(x), -1, C) for _, h in captured], [g.numpy()[..., None]] * len(
             captured
         )
-    g = torch.autograd.grad(loss, [z for z, _ in captured])
-    return [x.detach().numpy()[..., None]] * len(captured), [d.numpy().reshape(len(x), -1, C) for d in g]
+    slopes = torch.autograd.grad(loss, [z for z, _ in captured])
+    return [x.detach().numpy()[..., None]] * len(captured), [d.numpy().reshape(len(x), -1, C) for d in slopes]
 
 
 @pytest.mark.parametrize("kind", KINDS)

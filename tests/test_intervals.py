@@ -71,6 +71,7 @@ def test_they_hold_what_they_should_and_the_table_says_where():
     assert found.facts["level"] == 0.9 and set(found.facts) == {"level", "grouped", "gsnn"}
     assert abs(own["coverage"] - 0.9) < 0.01
     table = found.table
+    assert table is not None
     assert list(table.columns) == [
         *("method", "sample", "output", "fold", "predicted", "low", "high", "measured", "inside")
     ]
@@ -115,6 +116,7 @@ def test_where_there_is_nothing_to_calibrate_by():
     small = replace(small, y=small.y.mask(np.tile(np.arange(16)[:, None] > 10, 2)))
     found = intervals_of(small, yhat, fold)
     table = found.table
+    assert table is not None
     assert table["low"].isna().any() and table.loc[table["low"].isna(), "inside"].isna().all()
     nothing = intervals_of(replace(small, y=small.y * np.nan), yhat, fold)
     assert nothing.facts["gsnn"]["values"] == 0

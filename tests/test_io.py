@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -88,6 +89,8 @@ def test_pruned_model(path, share_layers):
     io.save(model, path)
     loaded = io.load(path)
     assert torch.equal(loaded(batch(model)), model(batch(model)))
+    ours: Any
+    theirs: Any
     for ours, theirs in zip(loaded.ResBlocks, model.ResBlocks, strict=True):
         assert torch.equal(ours.lin_in.indices, theirs.lin_in.indices)
         assert torch.equal(ours.lin_out.indices, theirs.lin_out.indices)
@@ -214,7 +217,8 @@ def test_a_forged_file_is_read_where_it_makes_sense(path):
     model = small_model()
     io.save(model, path)
     forge(path, tensors=lambda state: state["ResBlocks.0.lin_in.values"].zero_())
-    assert not io.load(path).ResBlocks[0].lin_in.values.any()
+    block: Any = io.load(path).ResBlocks[0]
+    assert not block.lin_in.values.any()
 
 
 @pytest.mark.parametrize(
@@ -329,7 +333,7 @@ def test_a_file_cannot_name_any_other_class(name):
 
 def test_only_a_gsnn_and_only_json(path):
     with pytest.raises(TypeError, match="model must be a GSNN, got Linear"):
-        io.save(torch.nn.Linear(2, 2), path)
+        io.save(cast(Any, torch.nn.Linear(2, 2)), path)
     with pytest.raises(TypeError, match="extra must be plain JSON data"):
         io.save(small_model(), path, extra={"x": object()})
     assert not path.exists()

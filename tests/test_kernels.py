@@ -6,6 +6,7 @@ The reference itself is held against dense matrices by tests/test_gsnn.py, and h
 import sys
 from importlib.util import find_spec
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -58,7 +59,7 @@ class KernelContract:
         plan, form, state, blocks = self.case(norm, optional=optional)
         assert KERNELS[self.name].refuses(state, blocks, form, plan) is None
         flat = [tensor for weights in blocks for tensor in weights]
-        statistics = []
+        statistics: list[Any] = []
         expected, expected_aside = plain_stack(state, flat, form, plan, statistics=statistics)
         result, found, aside = self.run(form, plan, state, blocks)
         torch.testing.assert_close(result, expected[plan.row_of_edge], rtol=1e-9, atol=1e-10)

@@ -320,7 +320,8 @@ def test_the_other_columns_are_the_inferers(mei, score):
             t.sort_values(["src_idx", "dst_idx"]).drop(columns=c).reset_index(drop=True)
             for t, c in ((table, "score"), (mined, "corr"))
         ]
-        pd.testing.assert_frame_equal(*both)
+        first, second = both
+        pd.testing.assert_frame_equal(first, second)
 
 
 def test_fused_score(mei):
@@ -369,7 +370,7 @@ def test_validation_edges_train_nothing(mei):
 
 
 def test_the_seed_decides_and_global_generators_are_left_alone(mei):
-    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].copy()
     kge = MagnitudeEdgeKGE(mei, **QUICK)
     history = kge.fit(3, verbose=False, seed=5)
     first = kge.embedding.detach().clone()
@@ -378,7 +379,7 @@ def test_the_seed_decides_and_global_generators_are_left_alone(mei):
     kge.fit(3, verbose=False, seed=6)
     assert not torch.equal(kge.embedding, first)
     assert torch.equal(torch.get_rng_state(), torch_state)
-    assert (np.random.get_state()[1] == numpy_state).all()
+    assert (np.random.get_state(legacy=False)["state"]["key"] == numpy_state).all()
     assert kge.embedding.grad is None
 
 
@@ -529,8 +530,10 @@ def test_numpy_integers_are_ints(mei):
         "window_size": 2,
         "n_negatives": 1,
     }
-    kge = MagnitudeEdgeKGE(mei, **{name: np.int64(value) for name, value in small.items()})
-    history = kge.fit(n_epochs=np.int64(2), batch_size=np.int32(64), seed=np.int64(1), verbose=False)
+    same_size: dict[str, Any] = {name: np.int64(value) for name, value in small.items()}
+    kge = MagnitudeEdgeKGE(mei, **same_size)
+    of_fit: dict[str, Any] = {"n_epochs": np.int64(2), "batch_size": np.int32(64), "seed": np.int64(1)}
+    history = kge.fit(**of_fit, verbose=False)
     same = MagnitudeEdgeKGE(mei, **small)
     assert history == same.fit(n_epochs=2, batch_size=64, seed=1, verbose=False)
     assert torch.equal(kge.embedding, same.embedding)

@@ -5,6 +5,7 @@ import pickle
 import tempfile
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -51,7 +52,7 @@ def model_of(graph, seed=0, **options):
     model = GSNN(graph.edge_index_dict, graph.node_names_dict, **options).double()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.3 * torch.randn_like(parameter)
+            parameter.add_(0.3 * torch.randn_like(parameter))
     return model
 
 
@@ -68,7 +69,7 @@ def named_edges(model):
     """
     names = model.graph.node_names_dict
     nodes = [(kind, name) for kind in ("function", "input", "output") for name in names[kind]]
-    found = []
+    found: list[Any] = []
     for i, j in model.edge_index.T.tolist():
         found.append((nodes[i], nodes[j], sum(edge[:2] == (nodes[i], nodes[j]) for edge in found)))
     return found

@@ -1,5 +1,7 @@
 """Streaming co-moments against numpy on the whole sample, partial correlations against least squares."""
 
+from typing import Any, cast
+
 import numpy as np
 import pytest
 import torch
@@ -195,4 +197,4 @@ def test_aggregate():
     np.testing.assert_allclose(aggregate(r, "mean"), [-0.2, 0.1, 0.3, nan, 0.0])
     np.testing.assert_allclose(aggregate(r, "max"), [-0.6, 0.1, 0.5, nan, -0.3])
     with pytest.raises(ValueError, match="layer_agg must be 'mean' or 'max', got 'median'"):
-        aggregate(r, "median")
+        aggregate(r, cast(Any, "median"))

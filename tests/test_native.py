@@ -7,7 +7,9 @@ import multiprocessing
 import os
 import re
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors
@@ -38,7 +40,8 @@ def graph(seed=0, n_function=7, density=0.4):
 
 
 def make_plan(seed=0, n_function=7, density=0.4):
-    return GSNN(*graph(seed, n_function, density), 2, 1).plan
+    edges, names = graph(seed, n_function, density)
+    return GSNN(edges, names, 2, 1).plan
 
 
 def draw_factor(generator, shape, turned):
@@ -101,7 +104,7 @@ def assert_same(plan, form, samples, dtype, rtol, **options):
     for k, (a, b) in enumerate(zip(found, expected, strict=True)):
         assert a.shape == b.shape
         scale = max(float(b.detach().abs().max()), 1.0)
-        torch.testing.assert_close(a, b, rtol=rtol, atol=rtol * scale, msg=lambda m, k=k: f"tensor {k}: {m}")
+        torch.testing.assert_close(a, b, rtol=rtol, atol=rtol * scale, msg=partial("tensor {}: {}".format, k))
 
 
 @needs_native
@@ -202,11 +205,13 @@ def test_what_is_not_finite_reaches_the_outputs():
 
 @needs_native
 def test_no_sample_gives_no_gradient():
-    model = GSNN(*graph(), 4, 2)
+    edges, names = graph()
+    model = GSNN(edges, names, 4, 2)
     output = model(torch.randn(0, 5))
     assert output.shape == (0, 4)
     output.sum().backward()
-    assert all(not parameter.grad.any() for parameter in model.parameters())
+    gradients_ = [parameter.grad for parameter in model.parameters()]
+    assert all(gradient is not None and not gradient.any() for gradient in gradients_)
 
 
 @needs_native
@@ -328,8 +333,8 @@ def test_the_structures_match_those_of_the_source():
             for keyword in ("const", "void", "int64_t", "double"):
                 text = text.replace(f"{keyword} ", "")
             declared += [part.strip(" *\n") for part in text.split(",") if part.strip()]
-        assert declared == [field for field, _ in fields]
-        assert all(ctypes.sizeof(kind) == 8 for _, kind in fields)
+        assert declared == [field[0] for field in fields]
+        assert all(ctypes.sizeof(field[1]) == 8 for field in fields)
 
 
 @needs_native
@@ -362,25 +367,28 @@ def test_a_failure_to_start_threads_is_no_failure(monkeypatch):
 
 @needs_native
 def test_what_does_not_fit_is_left_to_pytorch_which_says_so():
-    model = GSNN(*graph(), 4, 2)
+    edges, names = graph()
+    model = GSNN(edges, names, 4, 2)
     with pytest.raises((IndexError, RuntimeError)):
         model.ResBlocks[0](torch.randn(model.plan.n_rows + 3, 64)[:5], model.plan)
     mask = torch.ones(model.plan.n_nodes, 1, 1, dtype=torch.float64)
     with pytest.raises(RuntimeError):
         model.ResBlocks[0](torch.randn(model.plan.n_rows, 64), model.plan, mask)
     with torch.no_grad():
-        model.ResBlocks[0].norm.weight = torch.nn.Parameter(torch.ones(3))
+        block: Any = model.ResBlocks[0]
+        block.norm.weight = torch.nn.Parameter(torch.ones(3))
     with pytest.raises((IndexError, RuntimeError)):
         model(torch.randn(4, 5))
 
 
 @needs_native
 def test_a_frozen_residual_gets_no_gradient_and_results_may_be_changed_in_place():
-    model = GSNN(*graph(), 4, 2, learn_residual=False)
+    edges, names = graph()
+    model = GSNN(edges, names, 4, 2, learn_residual=False)
     plan = model.plan
     state = torch.randn(plan.n_rows, 64, requires_grad=True)
     model.ResBlocks[0](state, plan).mul_(2).sum().backward()
-    assert state.grad.isfinite().all()
+    assert state.grad is not None and state.grad.isfinite().all()
 
 
 @needs_native

@@ -14,7 +14,8 @@ EPS = 1e-6
 def members_of(table, channels=1):
     table = torch.as_tensor(table, dtype=torch.float64)
     group, row = table.nonzero().t()
-    return Memberships.of(group, row, table[group, row], *table.shape, channels)
+    n_groups, n_rows = table.shape
+    return Memberships.of(group, row, table[group, row], n_groups, n_rows, channels)
 
 
 def mean_correlation(activations, table, leave_one_out=False, min_std=0.0):
@@ -116,7 +117,7 @@ def test_a_constant_correlates_with_nothing_and_has_a_finite_gradient(leave_one_
     mean, _, _ = similarity(rows, members, leave_one_out)
     mean.backward()
     assert mean.item() == 0
-    assert bool(rows.grad.isfinite().all())
+    assert rows.grad is not None and bool(rows.grad.isfinite().all())
 
 
 def test_others_that_cancel_leave_no_rounding_noise():
@@ -168,4 +169,5 @@ def test_two_thousand_pathways_on_ten_thousand_nodes_stay_a_list():
     again, _, _ = similarity(rows, members, True)
     first, rows.grad = rows.grad, None
     again.backward()
+    assert first is not None and rows.grad is not None
     assert torch.equal(first, rows.grad)  # bit-identical

@@ -30,7 +30,8 @@ def hub_graph():
 def run(store, options, node_mask=None):
     """A training pass with one kind of capture: outputs, captures and parameters."""
     torch.manual_seed(0)
-    model = GSNN(*hub_graph(), channels=3, layers=3, **options).double()
+    edges, names = hub_graph()
+    model = GSNN(edges, names, channels=3, layers=3, **options).double()
     assert not model.plan.natural
     for block in model.ResBlocks:
         block._store_activations = store

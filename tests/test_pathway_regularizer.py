@@ -190,7 +190,7 @@ def test_gpu_agrees_with_cpu_and_repeats_bit_for_bit(phi):
         model, x = model.to(device), x.to(device)
         regularizer = PathwayLatentRegularizer(model, soft_membership(), PAIRS, 1.0, 1.0, phi)
         model(x)
-        sum(regularizer.loss(model)).backward()
+        torch.stack(regularizer.loss(model)).sum().backward()
         found.append(model.ResBlocks[0].lin_in.values.grad.cpu())
     assert torch.allclose(found[0], found[1], rtol=1e-9, atol=1e-12)
     assert torch.equal(found[1], found[2])

@@ -107,7 +107,7 @@ def dense_of(membership):
 )
 def test_shuffle_keeps_sizes_overlaps_and_weights(kind):
     table = np.random.default_rng(0).integers(0, 3, (4, 30)).astype(float)
-    state = np.random.get_state()[1].copy()
+    state = np.random.get_state(legacy=False)["state"]["key"].copy()
     membership = kind(table)
     shuffled = shuffle_nodes(membership, seed=3)
     assert type(shuffled) is type(membership) or scipy.sparse.issparse(shuffled)
@@ -118,7 +118,7 @@ def test_shuffle_keeps_sizes_overlaps_and_weights(kind):
     assert np.array_equal(found, dense_of(shuffle_nodes(kind(table), seed=3)))
     assert np.array_equal(found, dense_of(shuffle_nodes(table, seed=3)))  # whatever the container
     assert not np.array_equal(found, dense_of(shuffle_nodes(kind(table), seed=4)))
-    assert np.array_equal(state, np.random.get_state()[1])
+    assert np.array_equal(state, np.random.get_state(legacy=False)["state"]["key"])
 
 
 def test_warm_up():

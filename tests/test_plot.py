@@ -58,7 +58,7 @@ def test_learning_curve_of_one_run():
     (train, val, dot) = ax.lines
     np.testing.assert_array_equal(train.get_ydata(), [3, 2, 1])
     np.testing.assert_array_equal(val.get_xdata(), [1, 2, 3])
-    assert (dot.get_xdata()[0], dot.get_ydata()[0]) == (2, 2.5)
+    assert (np.asarray(dot.get_xdata())[0], np.asarray(dot.get_ydata())[0]) == (2, 2.5)
     assert train.get_linestyle() != val.get_linestyle()  # told apart without colour
 
 
@@ -109,7 +109,11 @@ def test_r2_by_edges():
     np.testing.assert_array_equal(random[0].get_ydata(), [0.4, 0.4, 0.5])
     bars = [segment[:, 1] for segment in chosen[2][0].get_segments()]
     np.testing.assert_allclose(bars, [[0.3, 0.5], [0.5, 0.8], [0.6, 0.9]])
-    levels = {line.get_label(): line.get_ydata()[0] for line in ax.lines if line.get_label() in labels(ax)}
+    levels = {
+        line.get_label(): np.asarray(line.get_ydata())[0]
+        for line in ax.lines
+        if line.get_label() in labels(ax)
+    }
     assert levels == {"ridge": 0.9, "MLP": 0.8}
     assert chosen[0].get_linestyle() != random[0].get_linestyle()
     with pytest.raises(ValueError, match="table must have the columns budget, .*, got none named random_low"):
@@ -117,11 +121,11 @@ def test_r2_by_edges():
 
 
 def test_given_axes_are_used():
-    _, axes = plt.subplots(1, 3)
+    figure, axes = plt.subplots(1, 3)
     assert plot.learning_curve(history([1, 2]), ax=axes[0]) is axes[0]
     assert plot.predicted_vs_measured([1.0, 2], [2.0, 1], ax=axes[1]) is axes[1]
     assert plot.layered_graph(chain(3), ax=axes[2]) is axes[2]
-    assert plt.get_fignums() == [axes[0].figure.number]
+    assert plt.get_fignums() == [figure.number]
 
 
 @pytest.mark.parametrize("cycle", [False, True])
@@ -227,6 +231,7 @@ def test_activations_are_rows_by_pathway():
         {"x": a, "y": b, "z": c, "x2": -3 * a}, {"one": ["x", "x2"], "two": ["y", "x"]}
     )
     drawn = ax.get_images()[0].get_array()
+    assert drawn is not None
     assert [t.get_text() for t in ax.get_yticklabels()] == ["x", "x2", "y", "x", "z"]
     np.testing.assert_allclose(drawn.mean(1), 0, atol=1e-12)
     np.testing.assert_allclose(drawn.std(1), 1)
@@ -248,6 +253,7 @@ def test_activations_of_one_condition_stand_together():
         {"x": a, "still": torch.ones(6, 3)}, {"k": ["x", "still"]}, conditions=labels
     )
     drawn = ax.get_images()[0].get_array()
+    assert drawn is not None
     wanted = p[[0, 2, 5, 1, 3, 4]]
     np.testing.assert_allclose(abs(drawn[0]), abs((wanted - p.mean()) / p.std()), atol=1e-9)
     np.testing.assert_array_equal(drawn[1], 0)  # a constant has no component

@@ -1,6 +1,7 @@
 """The types a model may be moved to, and training under autocast with scaled losses."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -77,12 +78,14 @@ def test_long_sums_keep_their_last_terms(backend, dtype):
     names = {"input": [f"x{k}" for k in range(3000)], "function": ["f"], "output": ["y"]}
     model = GSNN(edges, names, 1, 2, norm="none", backend=backend).to(dtype)
     with torch.no_grad():
-        for linear in (model.ResBlocks[0].lin_in, model.ResBlocks[0].lin_out):
+        block: Any = model.ResBlocks[0]
+        for linear in (block.lin_in, block.lin_out):
             linear.values.fill_(1.0)
     for block in model.ResBlocks:
         block._store_activations = True
     model(ones)
-    first = model.ResBlocks[0]._last_pre_norm_activation.double()
+    block = model.ResBlocks[0]
+    first = block._last_pre_norm_activation.double()
     assert first.detach().numpy() == pytest.approx(3000, rel=2**-8)
 
 

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import matplotlib
 
@@ -33,8 +34,9 @@ def test_the_quoted_demo_is_what_the_demo_says():
     numbers = map(float, re.findall(r"\d+(?:\.\d+)?", quoted().removeprefix("R2")))
     before, after, ridge, hidden, found, verified, among, alternatives = numbers
     r2 = {"gsnn": before, "completed": after, "ridge": ridge}
+    result: Any = SimpleNamespace(metrics={"r2": r2})
     said = Demo(
-        SimpleNamespace(metrics={"r2": r2}),
+        result,
         int(hidden),
         int(verified),
         int(found),

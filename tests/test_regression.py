@@ -1,5 +1,7 @@
 """Pooled least squares against textbook regression, and its p-values where nothing depends on anything."""
 
+from typing import Any, cast
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -52,9 +54,9 @@ def test_slots_that_repeat_each_other_count_once():
 def test_coefficients_are_those_of_the_stacked_rows():
     x, y = drawn(slots=3)
     centred = [part - part.mean(1, keepdims=True) for part in (x, y)]
-    rows = [part.reshape(-1, part.shape[-1]) for part in centred]
+    rows_x, rows_y = (part.reshape(-1, part.shape[-1]) for part in centred)
     fit = pooled_least_squares(x, y)
-    np.testing.assert_allclose(fit.coef, np.linalg.lstsq(*rows, rcond=None)[0], rtol=1e-9)
+    np.testing.assert_allclose(fit.coef, np.linalg.lstsq(rows_x, rows_y, rcond=None)[0], rtol=1e-9)
 
 
 def test_groups_have_intercepts_of_their_own():
@@ -105,4 +107,4 @@ def test_what_cannot_be_tested_is_nan():
 
 def test_bad_alternative():
     with pytest.raises(ValueError, match="alternative must be one of 'two-sided', 'greater', got 'less'"):
-        pooled_least_squares(*drawn()).p_values("less")
+        pooled_least_squares(*drawn()).p_values(cast(Any, "less"))

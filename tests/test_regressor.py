@@ -118,7 +118,12 @@ def square(table, column):
 # --- one step
 
 
-AGGREGATE = {"sum": np.sum, "max": np.max, "mean": np.mean, "l2": lambda a, axis: np.sqrt((a**2).sum(axis))}
+AGGREGATE: dict[str, Any] = {
+    "sum": np.sum,
+    "max": np.max,
+    "mean": np.mean,
+    "l2": lambda a, axis: np.sqrt((a**2).sum(axis)),
+}
 
 
 @pytest.mark.parametrize("standardize", [True, False])
@@ -133,12 +138,13 @@ def test_steps_are_those_of_autograd_and_adamw(aggregators, standardize):
     ).double()
     W = torch.nn.Parameter(torch.zeros(N, N, dtype=torch.float64))
     optimizer = torch.optim.AdamW([W], lr=0.05, weight_decay=0.1)
-    mean = var = None
+    mean: Any = None
+    var: Any = None
     for samples in torch.arange(50).split(20):
         out = stub_step(regressor, samples)
         a, b = np.abs(z[:, samples].numpy()), np.abs(g[:, samples].numpy())
-        slots = [AGGREGATE[name](a[p], axis=-1) for name in aggregators for p in (0, 1)]
-        slots = np.stack([*slots, *(b[p].sum(-1) * len(samples) for p in (1, 2))])  # (slots, B, N)
+        own = [AGGREGATE[name](a[p], axis=-1) for name in aggregators for p in (0, 1)]
+        slots = np.stack([*own, *(b[p].sum(-1) * len(samples) for p in (1, 2))])  # (slots, B, N)
         m, v = slots.mean(1), slots.var(1)
         if mean is None:
             mean, var = m, v
@@ -245,7 +251,8 @@ def test_aux_step_before_or_after_the_models_step():
         regressor = MagnitudeEdgeRegressor(model, small_graph())
         train(regressor, model, x, y, epochs=2, lr=1e-2, before=before)
         tables.append(regressor.evaluate())
-    pd.testing.assert_frame_equal(*tables, check_exact=True)
+    first, second = tables
+    pd.testing.assert_frame_equal(first, second, check_exact=True)
 
 
 @pytest.mark.parametrize("unit", [1e-6, 1e6, 1e-36])
@@ -279,7 +286,8 @@ def test_a_shorter_batch_shows_no_larger_gradients():
 
 def test_nodes_without_a_gradient_or_a_varying_activation():
     regressor = MagnitudeEdgeRegressor(small_model(small_graph()), small_graph(), dropout=0.2)
-    train(regressor, regressor.model, *small_data(), epochs=2)
+    x, y = small_data()
+    train(regressor, regressor.model, x, y, epochs=2)
     table = regressor.evaluate()
     silent = (table.src_func == "f8") | (table.dst_func == "f8")  # isolated
     assert (table.score[silent] == 0).all() and table.p_value[silent].isna().all()
@@ -351,8 +359,9 @@ def test_what_training_moves_is_no_evidence():
     for seed in range(100):
         z, g = noise(seed)
         drift = torch.arange(60)[:, None, None] // 20 + 1.0  # from batch to batch
-        regressor = MagnitudeEdgeRegressor(Stub(z.abs() + drift, g.abs() + drift), small_graph()).double()
-        regressor.model.z[:, :, 8] = drift[:, 0]  # constant within a batch
+        stub = Stub(z.abs() + drift, g.abs() + drift)
+        regressor = MagnitudeEdgeRegressor(stub, small_graph()).double()
+        stub.z[:, :, 8] = drift[:, 0]  # constant within a batch
         for samples in torch.arange(60).split(20):
             stub_step(regressor, samples)
         table = regressor.evaluate()
@@ -407,7 +416,8 @@ def trained(dropout=0.3, **options):
     model = small_model(small_graph(), dropout=0.1)
     regressor = MagnitudeEdgeRegressor(model, small_graph(), dropout=dropout, **options)
     torch.manual_seed(5)
-    train(regressor, model, *small_data(), epochs=2)
+    x, y = small_data()
+    train(regressor, model, x, y, epochs=2)
     return model, regressor
 
 

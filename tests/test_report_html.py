@@ -5,6 +5,7 @@ import io
 import json
 import re
 from html.parser import HTMLParser
+from typing import Any
 
 import matplotlib
 
@@ -32,7 +33,10 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.open, self.tables, self.texts = [], [], [], []
+        self.tags: list[Any] = []
+        self.open: list[str] = []
+        self.tables: list[Any] = []
+        self.texts: list[str] = []
         self.feed(text)
         self.close()
         assert not self.open
@@ -165,7 +169,9 @@ def test_nothing_is_fetched_and_nothing_runs():
     policy = next(a["content"] for t, a in found.tags if a.get("http-equiv") == "Content-Security-Policy")
     assert "default-src 'none'" in policy and "img-src data:" in policy
     text = html_report(metrics(), RANKING, None, {})
-    style = re.search(r"<style>(.*?)</style>", text, re.DOTALL)[1]
+    found = re.search(r"<style>(.*?)</style>", text, re.DOTALL)
+    assert found is not None
+    style = found[1]
     assert "url(" not in style and "@import" not in style
 
 
@@ -354,7 +360,7 @@ def test_report_of_a_run_with_odd_names(tmp_path):
     for path in paths.values():
         text = path.read_text()
         for old, new in names.items():
-            text = re.sub(rf"(?<![^\t\n]){old}(?![^\t\n])", lambda _, new=new: new, text)
+            text = re.sub(rf"(?<![^\t\n]){old}(?![^\t\n])", new.replace("\\", r"\\"), text)
         path.write_text(text)
     data = load_data(paths["edges"], paths["x"], paths["y"], nodes=paths["nodes"])
     out = tmp_path / "out"

@@ -319,8 +319,8 @@ def test_killed_process(paths, whole, tmp_path):
     done = subprocess.run([sys.executable, "-c", KILLED, *words(paths, tmp_path, "--quiet")])
     assert done.returncode == -signal.SIGKILL
     assert [p.name for p in tmp_path.iterdir()] == [".checkpoint"]
-    done = CliRunner().invoke(app, words(paths, tmp_path, "--quiet"))
-    assert (done.exit_code, done.output) == (0, "")
+    resumed = CliRunner().invoke(app, words(paths, tmp_path, "--quiet"))
+    assert (resumed.exit_code, resumed.output) == (0, "")
     assert_same_files(tmp_path, whole)
     assert len(pd.read_csv(tmp_path / "predictions.csv")) == 160
 

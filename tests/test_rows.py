@@ -172,8 +172,8 @@ def test_one_pass_gives_means_and_deviations(block, monkeypatch):
     moments = ColumnMoments.of(torch.as_tensor(y).split(block))
     shift, scale = moments.shift_and_scale()
     np.testing.assert_allclose(shift, np.nanmean(y, 0), rtol=1e-15)
-    np.testing.assert_allclose(scale, [np.nanstd(y[:, 0]), 1.0, np.nanstd(y[:, 2])], rtol=1e-9)
-    assert moments.count.tolist() == (~np.isnan(y)).sum(0).tolist()
+    np.testing.assert_allclose(scale, [float(np.nanstd(y[:, 0])), 1.0, float(np.nanstd(y[:, 2]))], rtol=1e-9)
+    assert moments.count is not None and moments.count.tolist() == (~np.isnan(y)).sum(0).tolist()
 
 
 def test_moments_of_columns_without_a_value():
@@ -243,6 +243,7 @@ def test_samples_of_a_data_set(table):
     one_x, one_y = dataset[-1]
     np.testing.assert_array_equal(one_x, x[-1])
     np.testing.assert_array_equal(one_y, y[-1])
+    rows: Any
     for rows in ([4, 0, 4], torch.tensor([4, 0, 4])):
         many_x, many_y = dataset[rows]
         np.testing.assert_array_equal(many_x, x[[4, 0, 4]])

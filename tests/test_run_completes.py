@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from importlib.util import find_spec
+from typing import Any, cast
 
 import matplotlib
 
@@ -127,7 +128,8 @@ def test_share_is_of_the_folds_that_chose_the_edge_too(finished, data):
     _, out = finished
     fold = pd.read_csv(out / "predictions.csv").drop_duplicates("sample").set_index("sample")["fold"]
     fold = fold.loc[data.x.index].to_numpy()
-    options, count = settle(data, OPTIONS), {}
+    options = settle(data, OPTIONS)
+    count: dict[Any, int] = {}
     settings = {"channels": 3, "layers": options.layers, "batch_size": 16, "epochs": 1, **STEPS}
     for number in (1, 2):
         rows = np.flatnonzero(fold != number)
@@ -218,13 +220,14 @@ def test_auto_epochs_are_those_of_choose_epochs(data, monkeypatch):
     fixed = replace(options, epochs=7)
     assert length(data, fixed, rows, 0, False) == (fixed, "")
     with pytest.raises(ValueError, match="epochs must be a positive int or 'auto', got 'never'"):
-        replace(options, epochs="never")
+        replace(options, epochs=cast(Any, "never"))
 
 
 def test_units_of_the_outputs_change_nothing(finished, data, tmp_path):
     same = finished[0].completed.edges
     other = replace(data, y=data.y * 250.0 - 4000.0)
     found = run(other, tmp_path, replace(OPTIONS, folds=0), verbose=False)
+    assert found.completed is not None
     edges = found.completed.edges
     pd.testing.assert_frame_equal(edges[NAMES], same[NAMES])
     assert edges["alternatives"].tolist() == same["alternatives"].tolist()
@@ -274,6 +277,7 @@ def test_where_nothing_can_be_added_a_line_says_so(tmp_path, monkeypatch):
     assert skipped == "every pair of function nodes is an edge already, so there is none to add"
     assert skipped in (tmp_path / "a" / "report.html").read_text()
     one = run(Data(small_graph([(0, 1)]), x, y, x.index), tmp_path / "b", options, verbose=False)
+    assert one.completed is not None
     assert one.completed.edges[NAMES].values.tolist() == [["g", "f"]]  # all that there is
     assert one.metrics["completion"]["added"] == 1
     # Ten samples are a third: too few to verify anything, and the edges are chosen from all.
@@ -314,6 +318,7 @@ def test_gaps_and_groups(data, tmp_path):
     groups = pd.Series(np.arange(120) // 3, data.x.index, name="donor").astype(str)
     given = replace(data, y=y, groups=groups)
     found = run(given, tmp_path, replace(OPTIONS, complete=2), verbose=False)
+    assert found.completed is not None
     assert found.completed.not_verified == "" and found.completed.edges["gain"].notna().all()
     table = found.predictions.dropna(subset="completed")
     assert len(table) == 119 * y.shape[1]

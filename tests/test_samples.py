@@ -60,7 +60,8 @@ def test_the_smaller_form_is_kept():
 def test_a_collector_is_empty_after_its_result():
     collector = Collector()
     collector.add(*draw(5))
-    assert collector.result().n == 5
+    found = collector.result()
+    assert found is not None and found.n == 5
     assert collector.result() is None
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -131,9 +132,12 @@ def test_pathways_refuse():
 # -- random graphs
 
 
+RANDOM_GRAPHS: list[Any] = [random_signed_dag, cyclic]
+
+
 @settings(max_examples=60, deadline=None)
 @given(
-    st.sampled_from([random_signed_dag, cyclic]),
+    st.sampled_from(RANDOM_GRAPHS),
     st.integers(2, 45),
     st.floats(0, 0.9),
     st.sampled_from(["linear", "tanh"]),

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import Any, cast
 
 import pytest
 import torch
@@ -85,7 +86,12 @@ def test_the_compiled_blocks_run(monkeypatch, norm, dtype):
     models, batches = members(norm=norm, dtype=dtype)
     calls = []
     run = kernel._run
-    monkeypatch.setattr(kernel, "_run", lambda *arguments: calls.append(1) or run(*arguments))
+
+    def counted(*arguments):
+        calls.append(1)
+        return run(*arguments)
+
+    monkeypatch.setattr(kernel, "_run", counted)
     sum(output.sum() for output in SideBySide(models)(batches)).backward()
     assert len(calls) == 2
 
@@ -99,7 +105,12 @@ def test_threads_change_nothing(monkeypatch, threads, large):
     smallest = min(native._of(model.plan).work * model.channels * 16 for model in models)
     monkeypatch.setattr(native, "_WORTH_A_THREAD", smallest + (not large))
     turns, together_ = [], kernel._together
-    monkeypatch.setattr(kernel, "_together", lambda tasks: turns.append(len(tasks)) or together_(tasks))
+
+    def counted(tasks):
+        turns.append(len(tasks))
+        return together_(tasks)
+
+    monkeypatch.setattr(kernel, "_together", counted)
     found = []
     for n in (1, threads):
         turns.clear()
@@ -202,7 +213,8 @@ def test_there_and_back_changes_nothing():
         assert not new.training
         assert new.graph == model.graph
         assert getattr(new, "scaling", None) is getattr(model, "scaling", None)
-    back[0].ResBlocks[0].lin_in.values.data.zero_()
+    block: Any = back[0].ResBlocks[0]
+    block.lin_in.values.data.zero_()
     assert models[0].ResBlocks[0].lin_in.values.abs().max() > 0
 
 
@@ -264,7 +276,7 @@ def test_what_does_not_go_together():
     with pytest.raises(ValueError, match="at least one"):
         SideBySide([])
     with pytest.raises(TypeError, match="Linear"):
-        SideBySide([torch.nn.Linear(1, 1)])
+        SideBySide([cast(Any, torch.nn.Linear(1, 1))])
     models[2].ResBlocks[0].lin_in.bias.requires_grad_(False)
     with pytest.raises(ValueError, match="frozen"):
         SideBySide(models)

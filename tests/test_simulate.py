@@ -3,6 +3,7 @@
 import functools
 import math
 import random
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -244,7 +245,7 @@ def changes_its_list(p):
     return p[1]
 
 
-ELEMENTWISE = {
+ELEMENTWISE: dict[str, Any] = {
     "tanh of a sum": lambda p: np.tanh(sum(p)),
     "mean by hand": lambda p: sum(p) / len(p),
     "where": lambda p: np.where(p[0] > 0, p[0], p[1]),
@@ -265,7 +266,7 @@ ELEMENTWISE = {
     "interpolated": lambda p: np.interp(p[0], [-1, 1], [0, 1]),
     "identity": lambda p: 1.0 if p[1] in p[1:] else 0.0,
 }
-SCALAR = {
+SCALAR: dict[str, Any] = {
     "math": lambda p: math.tanh(sum(float(x) for x in p)),
     "np.mean": np.mean,
     "np.sum": np.sum,
@@ -378,7 +379,7 @@ class Noisy:
         return self(p)
 
 
-RANDOM = {
+RANDOM: dict[str, Any] = {
     "numpy's global": lambda: lambda p: p[0] + (np.random.rand() < 1e-3),
     "random's global": lambda: lambda p: p[0] + (random.random() < 1e-3),
     "torch's global": lambda: lambda p: p[0] + (float(torch.rand(())) < 1e-3),
@@ -613,6 +614,7 @@ def test_nx2pyg_keeps_the_order_of_lists_and_of_edges():
     assert graph.edge_index_dict[FO].tolist() == [[2, 0], [0, 1]]
     assert graph.edge_weight_dict is None
     weights = nx2pyg(typed(), *LISTS, weight_attr="w").edge_weight_dict
+    assert weights is not None
     assert {e: w.tolist() for e, w in weights.items()} == {FF: [0.5, 1.5], IF: [1.0, 2.5], FO: [0.0, 2.0]}
 
 
@@ -647,8 +649,9 @@ def test_pyg2nx_goes_back():
     ],
 )
 def test_nx2pyg_refuses(lists, weight, message):
+    inputs, functions, outputs = lists
     with pytest.raises(ValueError, match=message):
-        nx2pyg(typed(), *lists, weight_attr=weight)
+        nx2pyg(typed(), inputs, functions, outputs, weight_attr=weight)
 
 
 def test_nx2pyg_refuses_other_graphs():

@@ -1,6 +1,7 @@
 """The plan, and SparseLinear against dense matrix products."""
 
 import itertools
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -96,13 +97,15 @@ def test_sparse_linear_equals_the_dense_product(backend, seed, n, m, density, bi
     linear = SparseLinear(pattern, (n, m), bias=bias, backend=backend).double()
     assume(bias or len(linear.values))
     if bias:
+        assert linear.bias is not None
         torch.nn.init.normal_(linear.bias)
     x = torch.randn(4, n, generator=generator, dtype=torch.float64).requires_grad_()
     dense = torch.zeros(n, m, dtype=torch.float64).index_put(tuple(linear.indices), linear.values)
-    expected = x @ dense + (linear.bias if bias else 0)
+    shift: Any = linear.bias if bias else 0
+    expected = x @ dense + shift
     weight = torch.randn(4, m, generator=generator, dtype=torch.float64)
     tensors = [x, *linear.parameters()]
-    unused = {"allow_unused": True, "materialize_grads": True}
+    unused: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
     want = torch.autograd.grad((expected * weight).sum(), tensors, **unused)
     for shaped in (x, x.unsqueeze(2)):
         output = linear(shaped)
@@ -116,7 +119,7 @@ def test_sparse_linear_equals_the_dense_product(backend, seed, n, m, density, bi
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_linears_of_a_model_work_alone(backend):
     edges, names = random_graph(torch.Generator().manual_seed(0), n_function=20)
-    block = GSNN(edges, names, 4, 1, backend=backend).ResBlocks[0]
+    block: Any = GSNN(edges, names, 4, 1, backend=backend).ResBlocks[0]
     for linear in (block.lin_in, block.lin_out):
         dense = torch.zeros(linear.N, linear.M).index_put(tuple(linear.indices), linear.values.detach())
         x = torch.randn(3, linear.N)
@@ -206,4 +209,4 @@ def test_bad_inputs():
     with pytest.raises(ValueError, match=r"x must have shape \(B, 2\) or \(B, 2, 1\), got \(4, 3\)"):
         linear(torch.ones(4, 3))
     with pytest.raises(ValueError, match="init must be one of .*, got 'x'"):
-        SparseLinear(torch.tensor([[0], [0]]), (2, 3), init="x")
+        SparseLinear(torch.tensor([[0], [0]]), (2, 3), init=cast(Any, "x"))

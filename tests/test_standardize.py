@@ -58,6 +58,6 @@ def test_standardized_in_any_unit_and_zero_where_constant(unit):
 def test_the_floor_is_eight_roundings_of_the_root_mean_square(times, moves):
     eps, mean = 1e-4, 3.0
     var = (times * eps * mean) ** 2
-    tensors = (torch.tensor([value], dtype=torch.float64) for value in (mean, var))
-    out = standardized(torch.tensor([[4.0]], dtype=torch.float64), *tensors, eps)
+    x, mean_x, var_x = (torch.tensor([value], dtype=torch.float64) for value in ([4.0], mean, var))
+    out = standardized(x, mean_x, var_x, eps)
     assert bool(out.any()) is moves

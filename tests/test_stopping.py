@@ -109,7 +109,7 @@ def test_a_design_is_not_dealt_out_one_level_to_a_fold():
 @pytest.mark.parametrize("case", ["one sample", "one group", "an output measured once"])
 def test_where_nothing_can_be_put_aside(case):
     x, y = arrays()
-    labels = None
+    labels: Any = None
     if case == "one sample":
         x, y = x[:1], y[:1]
     elif case == "one group":

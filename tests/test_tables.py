@@ -217,7 +217,7 @@ def test_names_stay_text(tmp_path):
     table = read_table(path)
     assert table.index.tolist() == ["007", "NA", "1e3"]
     assert table.columns.tolist() == ["1", "2.0"]
-    assert np.isnan(table.loc["NA", "2.0"]) and table.loc["1e3", "1"] == 5
+    assert np.isnan(table["2.0"]["NA"]) and table.loc["1e3", "1"] == 5
 
 
 def test_comma_separated_compressed_and_with_a_byte_order_mark(tmp_path):
@@ -260,7 +260,7 @@ TEXT = "id\ta\tb\ns1\t1\t2\ns2\t3\t\n"
 def test_compression_is_told_by_the_content(tmp_path, pack, name):
     (tmp_path / name).write_bytes(pack(TEXT.encode()))
     table = read_table(tmp_path / name)
-    assert table.columns.tolist() == ["a", "b"] and table.loc["s1"].tolist() == [1, 2]
+    assert table.columns.tolist() == ["a", "b"] and list(table.loc["s1"]) == [1, 2]
 
 
 def test_files_that_are_no_table_say_why(tmp_path, monkeypatch):
@@ -293,8 +293,8 @@ def test_a_zstd_file_is_read(tmp_path):
     more = zstandard.ZstdCompressor().compress(b"last\t7\t8\n")
     path.write_bytes(packed + more)
     table = read_table(path)
-    assert table.columns.tolist() == ["a", "b"] and table.loc["s1"].tolist() == [1, 2]
-    assert len(table) == 3003 and table.loc["last"].tolist() == [7, 8]
+    assert table.columns.tolist() == ["a", "b"] and list(table.loc["s1"]) == [1, 2]
+    assert len(table) == 3003 and list(table.loc["last"]) == [7, 8]
     for damaged in (packed[:-3], packed[: len(packed) // 2], packed[:30] + b"?" * 30 + packed[60:]):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"t\.tsv\.zst is compressed but damaged"):
@@ -312,7 +312,7 @@ def test_encodings_that_name_themselves(tmp_path, encoding):
 @pytest.mark.parametrize("name", ["t.tsv", "t.csv", "t"])
 def test_the_header_tells_the_separator(tmp_path, separator, name):
     (tmp_path / name).write_text(TEXT.replace("\t", separator))
-    assert read_table(tmp_path / name).loc["s1"].tolist() == [1, 2]
+    assert list(read_table(tmp_path / name).loc["s1"]) == [1, 2]
 
 
 def test_every_gap_word_is_a_gap_and_nothing_else_is(tmp_path):

@@ -250,10 +250,10 @@ def test_seed_decides_everything_and_global_state_is_left_alone(table):
     options = {"dropout": 0.3}
     a, b, c = (small_model(**options) for _ in range(3))
     torch.manual_seed(5)
-    before, before_np = torch.get_rng_state(), np.random.get_state()[1].copy()
+    before, before_np = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].copy()
     fit(a, *table, epochs=3, seed=1, batch_size=8, validation=0.2, verbose=False)
     assert torch.equal(torch.get_rng_state(), before)
-    assert np.array_equal(np.random.get_state()[1], before_np)
+    assert np.array_equal(np.random.get_state(legacy=False)["state"]["key"], before_np)
     torch.rand(3)
     fit(b, *table, epochs=3, seed=1, batch_size=8, validation=0.2, verbose=False)
     fit(c, *table, epochs=3, seed=2, batch_size=8, validation=0.2, verbose=False)

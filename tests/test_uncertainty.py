@@ -195,4 +195,5 @@ def test_members_keep_the_signs_of_the_edges():
     model = GSNN(graph.edge_index_dict, graph.node_names_dict, edge_weight_dict=signs, **options)
     for member in sum(fit_ensemble(model, x, y, epochs=1, n_members=1, folds=2, verbose=False).members, ()):
         for etype, value in signs.items():
-            assert torch.equal(member.graph.edge_weight_dict[etype], value)
+            weights = member.graph.edge_weight_dict
+            assert weights is not None and torch.equal(weights[etype], value)

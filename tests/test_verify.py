@@ -100,7 +100,8 @@ def test_alternatives_bring_the_same_effect_into_whatever_target():
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_nothing_is_verified_where_nothing_is_missing(seed):
-    full = trained(graph(), *data(seed=seed, missing=0.0), seed)
+    x, y = data(seed=seed, missing=0.0)
+    full = trained(graph(), x, y, seed)
     edges = pd.DataFrame(CANDIDATES, columns=["source", "target"])
     found = verify(full, graph(), edges, *data(300, seed=seed + 7, missing=0.0), seed=seed)
     assert not found.verified.any()

@@ -124,9 +124,9 @@ def test_the_seed_decides_bit_for_bit():
 
 
 def test_walks_draw_from_nothing_but_their_generator():
-    before = np.random.get_state()[1].copy()
+    before = np.random.get_state(legacy=False)["state"]["key"].copy()
     random_walks(small(), [0, 1], 5, np.random.default_rng(0))
-    assert (np.random.get_state()[1] == before).all()
+    assert (np.random.get_state(legacy=False)["state"]["key"] == before).all()
 
 
 def test_graphs_without_edges_and_walks_without_steps():

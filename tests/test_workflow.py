@@ -5,6 +5,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import matplotlib
 
@@ -142,16 +143,17 @@ def test_pairs_that_cannot_be_scored_say_why():
     model = new_model(data, options, 0)
     train_side_by_side([model], data, [options], [np.arange(60)], [0], verbose=False)
     table = rank_edges(model, data, verbose=False)
-    reason = {(row.source, row.target): row.reason for row in table.itertuples()}
+    reason: dict[Any, Any] = {(row.source, row.target): row.reason for row in table.itertuples()}
     for other in ("f0", "f1", "f2", "f4"):
         if ("f3", other) in reason:
             assert reason["f3", other] == candidates.NO_SIGNAL
-    assert reason["f0", "f4"] == reason["f1", "f4"] == candidates.NO_GRADIENT
+    assert [reason["f0", "f4"], reason["f1", "f4"]] == [candidates.NO_GRADIENT] * 2  # .NO_GRADIENT
     assert reason["f0", "f2"] == "" and table["reason"].iloc[0] == ""
     short = table_of_hub()
     assert set(short[short["target"] == "hub"]["reason"]) == {candidates.TOO_FEW}
     assert (short[short["target"] == "free"]["reason"] == "").any()
-    repeated = Data(g, pd.concat([x] * 3, ignore_index=True), pd.concat([y] * 3, ignore_index=True), None)
+    more_x, more_y = (pd.concat([part] * 3, ignore_index=True) for part in (x, y))
+    repeated = Data(g, more_x, more_y, more_x.index)
     again = rank_edges(model, repeated, verbose=False)
     np.testing.assert_allclose(again["score"], table["score"], atol=1e-6)
     np.testing.assert_allclose(again["p_value"], table["p_value"], atol=1e-6)  # 60 inputs, not 180
@@ -192,7 +194,7 @@ def test_what_must_be_read_first(paths):
 
 
 def test_the_comparison_is_told_before_edges_are_ranked(paths, tmp_path, monkeypatch):
-    told = []
+    told: list[Any] = []
 
     def never(*args, **options):
         raise OSError("after the folds")
@@ -233,10 +235,10 @@ def test_order_of_columns_and_rows_changes_nothing(finished, paths, tmp_path):
     for method in METHODS:
         assert other.metrics["r2"][method] == result.metrics["r2"][method]
     pd.testing.assert_frame_equal(other.ranking, result.ranking)
-    key = ["sample", "output"]
+    order = ["sample", "output"]
     pd.testing.assert_frame_equal(
-        other.predictions.sort_values(key, ignore_index=True),
-        result.predictions.sort_values(key, ignore_index=True),
+        other.predictions.sort_values(order, ignore_index=True),
+        result.predictions.sort_values(order, ignore_index=True),
     )
     assert all(
         torch.equal(a, b) for a, b in zip(other.model.parameters(), result.model.parameters(), strict=True)
@@ -245,10 +247,10 @@ def test_order_of_columns_and_rows_changes_nothing(finished, paths, tmp_path):
 
 def test_global_random_state_is_left_alone(paths, tmp_path):
     torch.manual_seed(0)
-    state, state_np = torch.get_rng_state(), np.random.get_state()[1].copy()
+    state, state_np = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].copy()
     run(load(paths), tmp_path, QUICK, verbose=False)
     assert torch.equal(torch.get_rng_state(), state)
-    assert np.array_equal(np.random.get_state()[1], state_np)
+    assert np.array_equal(np.random.get_state(legacy=False)["state"]["key"], state_np)
 
 
 def test_gaps_groups_and_one_split(paths, tmp_path):
@@ -426,7 +428,7 @@ def test_demo_counts_hidden_edges(tmp_path, monkeypatch):
     verified, others = set(), set()
     for row in table[table["verified"].astype(str) == "True"].itertuples():
         verified.add((row.src_func, row.dst_func))
-        others |= {tuple(edge.split(" -> ")) for edge in row.alternatives.split("; ") if edge}
+        others |= {tuple(edge.split(" -> ")) for edge in str(row.alternatives).split("; ") if edge}
     assert found.verified == len(verified) > 0 and found.found == len(verified & hidden)
     assert found.alternatives == len(others - verified) > 0 and found.among == len(
         (others - verified) & hidden
@@ -480,13 +482,17 @@ def test_the_graph_is_drawn_with_the_edges_that_were_found(paths, monkeypatch, c
     data = load(paths)
     ranking = pd.DataFrame({"rank": [1, 2, 3, None], "source": list("abcd"), "target": list("efgh")})
     edges = pd.DataFrame({"src_func": ["p", "q"], "dst_func": ["r", "s"]})
-    added = SimpleNamespace(edges=edges, nested=SimpleNamespace(table="the table")) if completed else None
+    added: Any = (
+        SimpleNamespace(edges=edges, nested=SimpleNamespace(table="the table")) if completed else None
+    )
     drawn = {}
     for name in ("layered_graph", "r2_by_edges", "learning_curve", "predicted_vs_measured"):
         monkeypatch.setattr(
             workflow.plot, name, lambda *args, name=name, **options: drawn.update({name: (args, options)})
         )
-    figures = workflow.figures_of(data, {"gsnn": "yhat"}, ranking, added, ["history"], 2, [("x", "y")])
+    yhat: Any = {"gsnn": "yhat"}
+    histories: Any = ["history"]
+    figures = workflow.figures_of(data, yhat, ranking, added, histories, 2, [("x", "y")])
     for draw in figures.values():
         draw()
     inferred = [("p", "r"), ("q", "s")] if completed else [("a", "e"), ("b", "f")]

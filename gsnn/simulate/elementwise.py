@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 ParentFunction = Callable[[list[Any]], Any]
-F = TypeVar("F", bound=ParentFunction)
+F = TypeVar("F", bound=Callable[..., Any])  # of parent values, or a method of them
 
 _NUMBER = (bool, int, float, np.integer, np.floating, np.bool_)
 _SAMPLES_COMPARED = 16
