@@ -5,6 +5,7 @@ nothing else. No method is told to exclude any edge.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from gsnn.optim.MagnitudeEdgeInferer import MagnitudeEdgeInferer
 from gsnn.optim.MagnitudeEdgeKGE import MagnitudeEdgeKGE
 from gsnn.optim.MagnitudeEdgeRegressor import MagnitudeEdgeRegressor
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "regressor": {"lr": 1e-3, "ridge": 1e-2, "dropout": 0.2},
     "kge": {"embedding_dim": 32},
     "kge directed": {
@@ -42,7 +43,7 @@ def score_all(
     regressor = MagnitudeEdgeRegressor(model, graph, **SETTINGS["regressor"])
     train(model, regressor, problem, recipe, validation_edges)
     quality = {"train_mse": error(model, problem.x, problem.y)}
-    if problem.x_test is not None:
+    if problem.x_test is not None and problem.y_test is not None:
         quality["test_mse"] = error(model, problem.x_test, problem.y_test)
 
     n = regressor.N

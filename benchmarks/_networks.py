@@ -1,6 +1,7 @@
 """A GSNN's mathematics by the usual means, on the same parameters: what the package is compared with."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -48,10 +49,10 @@ class Network(torch.nn.Module):
         self.n_output = int(model.output_node_mask.sum())
         self.degree = torch.bincount(self.read_by, minlength=self.n_output).clamp(min=1).float()
 
-    def product(self, linear: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    def product(self, linear: Any, x: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError
 
-    def unit(self, z: torch.Tensor, block: torch.nn.Module) -> torch.Tensor:
+    def unit(self, z: torch.Tensor, block: Any) -> torch.Tensor:
         if self.norm == "none":
             return z
         over = {"layer": (1,), "groupbatch": (1, 2)}[self.norm]
@@ -61,6 +62,7 @@ class Network(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         state = x.new_zeros(self.n_edges, len(x)).index_copy(0, self.fed, x.t().index_select(0, self.fed_by))
+        block: Any
         for block in self.blocks:
             z = self.product(block.lin_in, state).view(self.n_function, self.channels, -1)
             z = block.nonlin(self.unit(z, block)).flatten(0, 1)
@@ -74,7 +76,7 @@ class Network(torch.nn.Module):
 class Gather(Network):
     """One message per weight: gather, multiply, ``index_add_``; whole rows of samples at a time."""
 
-    def product(self, linear: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    def product(self, linear: Any, x: torch.Tensor) -> torch.Tensor:
         messages = x.index_select(0, linear.indices[0]) * linear.values.unsqueeze(1)
         result = x.new_zeros(linear.M, x.shape[1]).index_add_(0, linear.indices[1], messages)
         return result + linear.bias.unsqueeze(1)
@@ -83,13 +85,14 @@ class Gather(Network):
 class BatchFirst(Network):
     """The same with samples outermost, the usual layout, which lets PyTorch's layer norm do the norm."""
 
-    def product(self, linear: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    def product(self, linear: Any, x: torch.Tensor) -> torch.Tensor:
         messages = x.index_select(1, linear.indices[0]) * linear.values
         result = x.new_zeros(len(x), linear.M).index_add_(1, linear.indices[1], messages)
         return result + linear.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         state = x.new_zeros(len(x), self.n_edges).index_copy(1, self.fed, x.index_select(1, self.fed_by))
+        block: Any
         for block in self.blocks:
             z = self.product(block.lin_in, state).view(len(x), self.n_function, self.channels)
             if self.norm == "layer":
@@ -117,6 +120,7 @@ class Scatter(Network):
         super().__init__(model)
         self.segment_csr = torch_scatter.segment_csr
         self.sorted: dict[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
+        block: Any
         for block in self.blocks:
             for linear in (block.lin_in, block.lin_out):
                 columns = linear.indices[1]
@@ -124,7 +128,7 @@ class Scatter(Network):
                 order = columns.argsort(stable=True)
                 self.sorted[linear] = order, torch.nn.functional.pad(pointer, (1, 0))
 
-    def product(self, linear: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    def product(self, linear: Any, x: torch.Tensor) -> torch.Tensor:
         order, pointer = self.sorted[linear]
         messages = x.index_select(0, linear.indices[0][order]) * linear.values[order].unsqueeze(1)
         return self.segment_csr(messages, pointer) + linear.bias.unsqueeze(1)
@@ -132,14 +136,14 @@ class Scatter(Network):
 
 class _CsrProduct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, values, x, layout):  # type: ignore[no-untyped-def]
+    def forward(ctx, values, x, layout):
         ctx.save_for_backward(values, x)
         ctx.layout = layout
         pointer, columns, order, *_ = layout
         return torch.sparse_csr_tensor(pointer, columns, values[order], layout[-1]) @ x
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+    def backward(ctx, grad):
         values, x = ctx.saved_tensors
         pointer, columns, order, back_pointer, back_columns, back_order, shape = ctx.layout
         turned = torch.sparse_csr_tensor(back_pointer, back_columns, values[back_order], shape[::-1])
@@ -154,6 +158,7 @@ class Csr(Network):
     def __init__(self, model: GSNN) -> None:
         super().__init__(model)
         self.layouts: dict[torch.nn.Module, tuple[object, ...]] = {}
+        block: Any
         for block in self.blocks:
             for linear in (block.lin_in, block.lin_out):
                 inputs, outputs = linear.indices
@@ -164,7 +169,7 @@ class Csr(Network):
                     parts += [pointer, columns[order], order]
                 self.layouts[linear] = (*parts, (linear.M, linear.N))
 
-    def product(self, linear: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    def product(self, linear: Any, x: torch.Tensor) -> torch.Tensor:
         return _CsrProduct.apply(linear.values, x.contiguous(), self.layouts[linear]) + linear.bias.unsqueeze(
             1
         )
@@ -177,11 +182,12 @@ class Dense(Network):
 
     def __init__(self, model: GSNN) -> None:
         super().__init__(model)
-        linear = model.ResBlocks[0].lin_in
+        block: Any = model.ResBlocks[0]
+        linear = block.lin_in
         if linear.N * linear.M > self.LARGEST:
             raise ImportError(f"a dense matrix of {linear.M} x {linear.N} is too large")
 
-    def product(self, linear: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    def product(self, linear: Any, x: torch.Tensor) -> torch.Tensor:
         inputs, outputs = linear.indices
         weight = x.new_zeros(linear.M, linear.N).index_put((outputs, inputs), linear.values)
         return weight @ x + linear.bias.unsqueeze(1)
@@ -196,7 +202,7 @@ class MessagePassing(Network):
         super().__init__(model)
         self.sum = SimpleConv(aggr="sum")
 
-    def product(self, linear: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    def product(self, linear: Any, x: torch.Tensor) -> torch.Tensor:
         targets = x.new_empty(linear.M, 1)  # says how many there are
         return self.sum((x, targets), linear.indices, linear.values) + linear.bias.unsqueeze(1)
 

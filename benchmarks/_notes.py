@@ -7,7 +7,9 @@ file says what the results say.
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from _tables import interval
@@ -76,6 +78,7 @@ def models(*scenarios: str) -> list[dict[str, str]]:
 def grouped(file: str, keys: list[str], columns: list[str]) -> list[dict[str, str]]:
     table = pd.read_csv(RESULTS / file)
     rows = []
+    key: Any
     for key, part in table.groupby(keys, sort=False, dropna=False):
         names = ["" if pd.isna(k) else f"{k:g}" if isinstance(k, float) else str(k) for k in key]
         row = dict(zip(keys, names, strict=True))
@@ -87,14 +90,14 @@ def absorption() -> list[dict[str, str]]:
     table = pd.read_csv(RESULTS / "absorption.csv")
     rows = []
     for (scenario, setting), part in table.groupby(["scenario", "setting"], sort=False):
-        row = {"scenario": scenario, "setting": setting}
+        row: dict[Any, Any] = {"scenario": scenario, "setting": setting}
         row |= {name: f"{part[name].mean():.3f}" for name in ("test_mse", "trace", "background")}
         row |= {score: f"{values.mean():.3f}" for score, values in part.groupby("score", sort=False)["auc"]}
         rows.append(row)
     return rows
 
 
-TABLES = {
+TABLES: dict[str, Callable[..., list[dict[str, str]]]] = {
     "compare": compare,
     "models": models,
     "post_hoc": lambda: grouped("post_hoc.csv", ["score", "layer_agg"], ["auc", "mrr", "top@1", "n_q05"]),

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -33,16 +34,24 @@ def at_hand(folders: Mapping[str, str | None]) -> list[str]:
 
 Edge = tuple[str, str]
 
-POST_HOC = {
+POST_HOC: dict[str, Any] = {
     "channels": 8, "layers": 6, "norm": "groupbatch", "dropout": 0.0,
     "epochs": 30, "batch_size": 64, "lr": 1e-3, "weight_decay": 1e-2, "schedule": "constant",
 }  # fmt: skip
-ONLINE = {**POST_HOC, "norm": "none", "dropout": 0.2, "lr": 1e-4}
-DAG = {
+ONLINE: dict[str, Any] = {**POST_HOC, "norm": "none", "dropout": 0.2, "lr": 1e-4}
+DAG: dict[str, Any] = {
     "kind": "dag", "n_functions": 40, "share": 0.3, "samples": 2000, "noise": 0.15, **POST_HOC, "layers": 8,
 }  # fmt: skip
-CNO = {"kind": "folder", "critical": True, "share": 0.3, **POST_HOC, "layers": 10, "dropout": 0.1, "lr": 1e-2}
-RECIPES = {
+CNO: dict[str, Any] = {
+    "kind": "folder",
+    "critical": True,
+    "share": 0.3,
+    **POST_HOC,
+    "layers": 10,
+    "dropout": 0.1,
+    "lr": 1e-2,
+}
+RECIPES: dict[str, dict[str, Any]] = {
     "tiers12": {"kind": "tiers", "width": 12, "samples": 2000, "noise": 0.15, **POST_HOC},
     "tiers25": {"kind": "tiers", "width": 25, "samples": 2000, "noise": 0.15, **ONLINE},
     "dag_linear": {"nonlinearity": "linear", **DAG},
@@ -99,10 +108,10 @@ def standardized(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A sample of a scenario as float32 tensors, outputs with the moments of the training part."""
     mean, sd = y.mean(0), y.std(0)
-    x, x_test, y, y_test = (
+    in_x, test_x, in_y, test_y = (
         torch.tensor(part, dtype=torch.float32) for part in (x, x_test, (y - mean) / sd, (y_test - mean) / sd)
     )
-    return x, x_test, y, y_test
+    return in_x, test_x, in_y, test_y
 
 
 def network(graph: HeteroGraph, recipe: dict) -> GSNN:

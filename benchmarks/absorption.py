@@ -11,6 +11,7 @@ Negatives and labels as in `compare_inference.py`.
 """
 
 from pathlib import Path
+from typing import Any
 
 import _scenarios
 import numpy as np
@@ -30,7 +31,7 @@ from gsnn.optim.MagnitudeEdgeInferer import MagnitudeEdgeInferer
 OUT = Path(__file__).parent / "results" / "absorption.csv"
 SCENARIOS = ("tiers12", "dag_tanh")
 CHECKPOINTS = (3, 10, 30, 100)
-RUNS = {
+RUNS: dict[str, dict[str, Any]] = {
     "plain": {"epochs": 100},
     "dropout 0.2": {"epochs": 30, "dropout": 0.2},
     "dropout 0.5": {"epochs": 30, "dropout": 0.5},
@@ -41,6 +42,7 @@ RUNS = {
 def one(scenario: str, seed: int, setting: str) -> list[dict]:
     recipe = {**_scenarios.RECIPES[scenario], **RUNS[setting]}
     problem, _, test_edges = _scenarios.build(scenario, seed)
+    assert problem.y_test is not None
     torch.manual_seed(seed)
     graph = problem.graph
     model = _scenarios.network(graph, recipe)
@@ -80,12 +82,13 @@ def one(scenario: str, seed: int, setting: str) -> list[dict]:
 
 def gradient_size(model: GSNN, problem: _scenarios.Problem) -> np.ndarray:
     """(N,) root mean square over samples of ||g_j||, mean over the blocks from the second on."""
-    for block in model.ResBlocks:
+    blocks: Any = model.ResBlocks
+    for block in blocks:
         block._store_activations = True
     loss = (model(problem.x) - problem.y).square().sum() / problem.y.shape[1]
-    z = [block._last_pre_norm_activation for block in model.ResBlocks[1:]]
+    z = [block._last_pre_norm_activation for block in blocks[1:]]
     grads = torch.stack(torch.autograd.grad(loss, z)).unflatten(2, (-1, model.channels))  # (P, B, N, C)
-    for block in model.ResBlocks:
+    for block in blocks:
         block._store_activations = False
         block._last_pre_norm_activation = block._last_activation = None
     return grads.square().sum(-1).mean(1).sqrt().mean(0).numpy()
@@ -108,7 +111,7 @@ def main() -> None:
     rows["setting"] += ", " + rows["epoch"].astype(str) + " epochs"
     lines = []
     for (scenario, setting), part in rows.groupby(["scenario", "setting"], sort=False):
-        line = {"scenario": scenario, "setting": setting}
+        line: dict[Any, Any] = {"scenario": scenario, "setting": setting}
         line |= {name: f"{part[name].mean():.3f}" for name in ("test_mse", "trace", "background")}
         for score, values in part.groupby("score", sort=False)["auc"]:
             low, high = interval(values.to_numpy())

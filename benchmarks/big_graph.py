@@ -16,6 +16,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def problem(functions: int, edges: int, samples: int, batch: int, device: str = 
 def tables(rows: list[dict], args: argparse.Namespace) -> None:
     """All pairs of a graph of 2,000 functions."""
     facts = {"functions": 2_000, "edges": 20_000, "samples": args.samples}
-    graph, model, batches = problem(*facts.values(), args.batch)
+    graph, model, batches = problem(**facts, batch=args.batch)
     inferer = MagnitudeEdgeInferer(model, graph)
     inferer.fit(batches, verbose=False)
     timed(rows, "evaluate, all pairs", inferer.evaluate, **facts)
@@ -119,7 +120,7 @@ def first_order(rows: list[dict], args: argparse.Namespace) -> None:
     """A screen of all pairs; what it misses where the full table fits too."""
     top = args.top_k
     facts = {"functions": 400, "edges": 4_000, "samples": args.samples}
-    graph, model, batches = problem(*facts.values(), args.batch)
+    graph, model, batches = problem(**facts, batch=args.batch)
     inferer = FirstOrderEdgeInferer(model, graph)
     found = inferer.best(batches, top, verbose=False)
     inferer.fit(batches, verbose=False)
@@ -130,7 +131,7 @@ def first_order(rows: list[dict], args: argparse.Namespace) -> None:
     print(f"of the full table's best {top} a target the screen finds {share:.1%}")
     del inferer, full, strong
     facts = {"functions": args.functions, "edges": args.edges, "samples": args.samples}
-    graph, model, batches = problem(*facts.values(), args.batch)
+    graph, model, batches = problem(**facts, batch=args.batch)
     inferer = FirstOrderEdgeInferer(model, graph)
     call = partial(inferer.best, batches, top, verbose=False)
     timed(rows, f"first order, best({top})", call, **facts)
@@ -153,7 +154,12 @@ def inference(rows: list[dict], args: argparse.Namespace) -> None:
         print(f"  {len(table):,} rows, {table['corr'].notna().mean():.0%} with a correlation")
 
 
-PARTS = {"plans": plans, "inference": inference, "tables": tables, "first_order": first_order}
+PARTS: dict[str, Callable[..., None]] = {
+    "plans": plans,
+    "inference": inference,
+    "tables": tables,
+    "first_order": first_order,
+}
 
 
 def main() -> None:

@@ -56,9 +56,13 @@ def measure(model: GSNN, repeats: int) -> dict[str, float]:
         between()
         loss.backward()
 
+    def retain() -> None:
+        for tensor in captures.pre_norms():
+            tensor.retain_grad()
+
     def with_captures() -> None:
         captures.on()
-        step(lambda: [t.retain_grad() for t in captures.pre_norms()] and None)
+        step(retain)
         captures.off()
 
     def with_regressor() -> None:

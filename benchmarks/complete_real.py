@@ -50,7 +50,7 @@ from gsnn.optim.complete import complete_cv
 from gsnn.optim.FirstOrderEdgeInferer import FirstOrderEdgeInferer
 from gsnn.optim.staging import CompletionSettings, Samples, outputs, train_together
 from gsnn.optim.verify import verify
-from gsnn.stats.baselines import baseline
+from gsnn.stats.baselines import Baseline, baseline
 from gsnn.train import fit
 
 OUT = Path(__file__).parent / "results" / "complete_real.csv"
@@ -79,10 +79,10 @@ def pooled(y: np.ndarray, yhat: np.ndarray, splits: list[Split]) -> float:
 def fed(graph: HeteroGraph, x: np.ndarray, y: np.ndarray) -> list[Edge]:
     """Links from data that the graph has no path for, by the size of t."""
     names = graph.node_names_dict
-    into = {k: [] for k in range(len(names["input"]))}
+    into: dict[int, list[str]] = {k: [] for k in range(len(names["input"]))}
     for source, target in graph.edge_index_dict["input", "to", "function"].T.tolist():
         into[source].append(names["function"][target])
-    read_by = {k: [] for k in range(len(names["output"]))}
+    read_by: dict[int, list[str]] = {k: [] for k in range(len(names["output"]))}
     for source, target in graph.edge_index_dict["function", "to", "output"].T.tolist():
         read_by[target].append(names["function"][source])
     between = nx.DiGraph()
@@ -113,6 +113,7 @@ def strongest(model: GSNN, n_kept: int) -> np.ndarray:
     channels = model.channels
     edges = model.graph.edge_index_dict["function", "to", "function"].shape[1]
     strength = np.zeros(edges)
+    block: Any
     for block in model.ResBlocks:
         into = block.lin_in.values.detach()[: edges * channels].view(edges, channels)
         out = block.lin_out.values.detach()[: edges * channels].view(edges, channels)
@@ -132,7 +133,9 @@ def pruned(graph: HeteroGraph, part: Samples, settings: CompletionSettings, seed
     return [pool[k - len(ends)] for k in strongest(model, len(ends))[:BUDGET]]
 
 
-def beside(by: str, samples: Samples, parts: list[Samples], splits: list[Split], seed: int) -> np.ndarray:
+def beside(
+    by: Baseline, samples: Samples, parts: list[Samples], splits: list[Split], seed: int
+) -> np.ndarray:
     """Held-out predictions of ridge regression or an MLP, in the units of the table."""
     yhat = np.full(samples.y.shape, np.nan)
     for part, (_, test) in zip(parts, splits, strict=True):
@@ -182,7 +185,8 @@ def one(name: str, seed: int, overcomplete: bool, share: float) -> list[dict]:
     samples = Samples.of(settings.model(graph, seed), data.x, data.y)
     parts = [samples.take(train) for train, _ in splits]
     y = data.y.to_numpy(float)
-    others = {by: beside(by, samples, parts, splits, seed) for by in ("ridge", "mlp")}
+    baselines: tuple[Baseline, ...] = ("ridge", "mlp")
+    others = {by: beside(by, samples, parts, splits, seed) for by in baselines}
     options_of_search: dict[str, Any] = {
         "draws": 1,
         "others": others,
@@ -200,8 +204,8 @@ def one(name: str, seed: int, overcomplete: bool, share: float) -> list[dict]:
         if budget:
             drawn = [pooled(y, yhat, splits) for yhat in found.controls[budget]]
             rows.append({**cell, "budget": budget, "by": "random", "r2": float(np.mean(drawn))})
-    share = found.edges["share"]
-    rows[0] |= {"chosen": len(share), "chosen_in_most_folds": int((share >= 0.8).sum())}
+    chosen = found.edges["share"]
+    rows[0] |= {"chosen": len(chosen), "chosen_in_most_folds": int((chosen >= 0.8).sum())}
 
     if removed:
         pairs = zip(found.edges["src_func"], found.edges["dst_func"], found.edges["folds"], strict=True)
@@ -250,6 +254,7 @@ def main() -> None:
     ]
     table = rows_of(one, cells, args.jobs)
     wide = table.pivot_table(index=["data", "seed"], columns=["by", "budget"], values="r2")
+    name: Any
     for name, part in wide.groupby(level="data"):
         print(name, "R2 pooled, mean over seeds")
         print(part.mean().round(3).to_string())

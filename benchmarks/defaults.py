@@ -20,6 +20,7 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -33,7 +34,7 @@ from gsnn import GSNNRegressor, HeteroGraph, suggest
 from gsnn.data.tables import load_data
 from gsnn.graph import GraphWarning
 from gsnn.io import replacing
-from gsnn.stats.baselines import baseline, r2
+from gsnn.stats.baselines import Baseline, baseline, r2
 
 OUT = Path(__file__).parent / "results" / "defaults.csv"
 FOLDERS = {
@@ -104,7 +105,7 @@ def predicted(method: str, task: Task, train: np.ndarray, test: np.ndarray, seed
     if method == "mean":
         return np.tile(np.nanmean(y.to_numpy(), axis=0), (len(test), 1)), {}
     if method in ("ridge", "mlp"):
-        return baseline(method, x.to_numpy(), y.to_numpy(), x_test.to_numpy(), seed), {}
+        return baseline(cast(Baseline, method), x.to_numpy(), y.to_numpy(), x_test.to_numpy(), seed), {}
     model = GSNNRegressor(task.graph, random_state=seed)
     if method == "default":
         return model.fit(x, y).predict(x_test), {}

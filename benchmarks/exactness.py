@@ -9,6 +9,7 @@ one output; correlations of MagnitudeEdgeInferer with ``np.corrcoef``.
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from _stamp import command_line
 from torch.utils.data import DataLoader, TensorDataset
 
 from gsnn.models.GSNN import GSNN
-from gsnn.models.norms import NORMS
+from gsnn.models.norms import NORMS, Norm
 from gsnn.optim.MagnitudeEdgeInferer import MagnitudeEdgeInferer
 from gsnn.simulate.scenarios import converging_tiers, disconnected_pathways
 
@@ -28,7 +29,8 @@ from dense_oracle import dense_forward, random_graph
 
 def parameter_counts() -> dict[str, float]:
     """Those of three scenarios, C=8: tiers without held-out edges (L=6, unshared), pathways (L=4, shared)."""
-    counts = {}
+    counts: dict[str, float] = {}
+    norm: Norm
     for width, norm in ((25, "none"), (12, "groupbatch")):
         graph = converging_tiers(width).partial
         model = GSNN(graph.edge_index_dict, graph.node_names_dict, 8, 6, norm=norm, share_layers=False)
@@ -51,7 +53,7 @@ def gradient_errors(graphs: int) -> dict[str, float]:
             model = GSNN(edges, names, 4, 4, norm=norm, share_layers=seed % 2 == 0).double()
             with torch.no_grad():
                 for parameter in model.parameters():
-                    parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+                    parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
             x = torch.randn(8, 5, dtype=torch.float64, generator=generator).requires_grad_()
             tensors = [x, *model.parameters()]
             results = []
@@ -85,15 +87,16 @@ def correlation_error() -> float:
     graph = scenario.partial
     torch.manual_seed(0)
     model = GSNN(graph.edge_index_dict, graph.node_names_dict, 4, 3, norm="none").double()
-    x, _, y, _ = scenario.sample(200, 0, seed=0)
-    x, y = torch.as_tensor(x), torch.as_tensor(y)
+    drawn_x, _, drawn_y, _ = scenario.sample(200, 0, seed=0)
+    x, y = torch.as_tensor(drawn_x), torch.as_tensor(drawn_y)
     inferer = MagnitudeEdgeInferer(model, graph)
     inferer.fit(DataLoader(TensorDataset(x, y), batch_size=37), verbose=False)
     table = inferer.evaluate()
-    for block in model.ResBlocks:
+    blocks: Any = model.ResBlocks
+    for block in blocks:
         block._store_activations = True
     loss = (model.eval()(x) - y).square().mean(1).sum()
-    captured = [block._last_pre_norm_activation for block in model.ResBlocks]
+    captured = [block._last_pre_norm_activation for block in blocks]
     gradients = torch.autograd.grad(loss, captured)
     x_norm = [z.detach().view(200, -1, 4).abs().sum(2).numpy() for z in captured]
     y_norm = [g.view(200, -1, 4).abs().sum(2).numpy() for g in gradients]

@@ -36,6 +36,7 @@ from _tables import means
 from gsnn.app.settings import Options, new_model, settle
 from gsnn.data.tables import load_data
 from gsnn.explain import Subgraph, attribute, subgraph
+from gsnn.explain.attribution import Method
 from gsnn.graph import EDGE_TYPES, GraphWarning, HeteroGraph
 from gsnn.models.GSNN import GSNN
 from gsnn.optim.staging import CompletionSettings
@@ -45,7 +46,7 @@ from gsnn.train import fit
 OUT = Path(__file__).parent / "results" / "explain.csv"
 WIDTH, TIERS = 8, 3
 SAMPLES, NOISE = 500, 0.1
-METHODS = ("integrated_gradients", "occlusion", "gradient")
+METHODS: tuple[Method, ...] = ("integrated_gradients", "occlusion", "gradient")
 OUTPUTS = 3
 
 
@@ -126,6 +127,7 @@ def of_real(name: str, seed: int) -> list[dict]:
         warnings.simplefilter("ignore", GraphWarning)  # an input that reaches no output is in the data
         data = load_data(folder / "edges.tsv", folder / "X.tsv", folder / "Y.tsv", nodes=folder / "nodes.tsv")
     options = settle(data, Options(seed=seed))
+    assert isinstance(options.epochs, int)
     model = new_model(data, options, seed)
     fit(
         model, data.x, data.y, epochs=options.epochs, batch_size=options.batch_size, lr=options.lr,

@@ -13,7 +13,7 @@ feeds more than a quarter of the functions (a cell line) are never held out.
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from _scenarios import DATA, at_hand
@@ -28,7 +28,7 @@ from gsnn.optim.edge_table import judge_scores
 from gsnn.optim.InputEdgeInferer import InputEdgeInferer
 from gsnn.optim.OutputEdgeInferer import OutputEdgeInferer
 from gsnn.optim.staging import CompletionSettings
-from gsnn.simulate.scenarios import converging_tiers, random_signed_dag
+from gsnn.simulate.scenarios import Nonlinearity, converging_tiers, random_signed_dag
 from gsnn.train import fit
 
 OUT = Path(__file__).parent / "results" / "in_out_edges.csv"
@@ -41,7 +41,7 @@ MOST_TARGETS = 0.25  # an input that feeds a larger share of the functions marks
 METRICS = ("auc", "average_precision", "mrr", "top@1")
 
 
-def samples(name: str, seed: int) -> tuple[HeteroGraph, np.ndarray, np.ndarray]:
+def samples(name: str, seed: int) -> tuple[HeteroGraph, Any, Any]:
     """The whole graph, and data that come from it."""
     if name == "cno_hepatocyte5":
         folder = DATA / name
@@ -52,7 +52,7 @@ def samples(name: str, seed: int) -> tuple[HeteroGraph, np.ndarray, np.ndarray]:
             )
         return data.graph, data.x, data.y
     tiers = name.startswith("tiers")
-    truth = converging_tiers(12) if tiers else random_signed_dag(40, 0.3, name[4:], seed)
+    truth = converging_tiers(12) if tiers else random_signed_dag(40, 0.3, cast(Nonlinearity, name[4:]), seed)
     return truth.full, *truth.sample(2000, 0, 0.15, seed=seed)[::2]
 
 

@@ -45,7 +45,7 @@ DIRECTED = {
     "walk_undirected": False,
     "window_size": SETTINGS["kge_window_size"],
 }
-METHODS = {
+METHODS: dict[str, dict[str, Any]] = {
     "symmetric": {**BOTH, "window_size": 5},
     "directed, mined by mean": {**DIRECTED, "layer_agg": "mean"},
     "directed, inferred only": {**DIRECTED, "edges": "inferred"},
@@ -103,6 +103,8 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     best = {method: mean[method].idxmax() for method in ("directed", "fused")}
     baseline = rows[rows.method == "mined, mean"].set_index("seed")
     lines = []
+    method: Any
+    decay: Any
     for (method, decay), part in rows.groupby(["method", "kge_weight_decay"], sort=False):
         line = {"method": method, "decay": "" if decay < 0 else f"{decay:g}"}
         line["chosen"] = "*" if best.get(method) == decay else ""

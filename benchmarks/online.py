@@ -13,7 +13,7 @@ them; ranks are raw, so kept edges compete.
 import copy
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -44,7 +44,8 @@ SETTINGS: dict[str, Any] = {
     "regressor_ridge": 1e-2,
     "regressor_dropout": 0.2,
 }
-MODES = ("abs", "signed")
+Mode = Literal["abs", "signed"]
+MODES: tuple[Mode, ...] = ("abs", "signed")
 MEASURES = ("auc", "average_precision", "mrr", "top@1", "top@5")
 
 
@@ -101,7 +102,7 @@ def one_seed(seed: int) -> list[dict]:
     model, regressor = build(scenario)
     loader = DataLoader(TensorDataset(x, y), batch_size=SETTINGS["batch_size"], shuffle=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=SETTINGS["lr"])
-    best: dict[str, tuple[float, int, dict]] = {}
+    best: dict[Mode, tuple[float, int, dict]] = {}
     for epoch in range(SETTINGS["epochs"]):
         for xb, yb in loader:
             regressor.pre_forward()

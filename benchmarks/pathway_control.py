@@ -69,7 +69,7 @@ FIRST_FUNCTIONS = (
     lambda p: 0.3 * (p[0] ** 3 + p[1] ** 3),
 )
 # Constructor arguments of each phi in the table.
-PHIS = {
+PHIS: dict[str, dict[str, Any]] = {
     "channel": {"phi": "channel"},
     "channel_plain": {"phi": "channel", "leave_one_out": False, "min_std": 0.0},
     "mean": {"phi": "mean"},
@@ -203,7 +203,7 @@ def two_nodes(acts: np.ndarray, labels: np.ndarray, odd: np.ndarray) -> dict[str
     to_random, to_claimed = [], []
     for node, other in zip(odd, odd[::-1], strict=True):
         own = correlation(node, labels[node])
-        strangers = [i for i in np.flatnonzero(labels != labels[node]) if i not in odd]
+        strangers = [i for i in np.flatnonzero(labels != labels[node]).tolist() if i not in odd]
         to_random.append(own - np.mean([correlation(i, labels[node]) for i in strangers], axis=0))
         to_claimed.append(own - correlation(node, labels[other]))
     names = ("own_minus_random", "signed_own_minus_random", "own_minus_claimed", "signed_own_minus_claimed")
@@ -215,8 +215,9 @@ def norm_ratio(model: GSNN, scenario: PathwayScenario) -> float:
     names = scenario.function_nodes
     spurious = np.array([(names[u], names[v]) in scenario.spurious_edges for u, v in edges])
     norms = []
+    block: Any
     for block in model.ResBlocks:
-        strength = 1.0
+        strength: Any = 1.0
         for linear, side, size in ((block.lin_in, 0, "N"), (block.lin_out, 1, "M")):
             squares = torch.zeros(getattr(linear, size))
             squares.index_add_(0, linear.indices[side], linear.values.detach().square())
@@ -228,7 +229,8 @@ def norm_ratio(model: GSNN, scenario: PathwayScenario) -> float:
 
 def summarize(rows: pd.DataFrame) -> pd.DataFrame:
     """Mean over seeds and bootstrap 95% interval of each measure, and of true minus none and shuffled."""
-    measures = list(rows.columns[len(Cell._fields) : rows.columns.get_loc("signed_own_minus_claimed") + 1])
+    columns = list(rows.columns)
+    measures = columns[len(Cell._fields) : columns.index("signed_own_minus_claimed") + 1]
     index = ["shared", "phi", "lambda_sim", "pathways"]
     table = []
 

@@ -14,6 +14,7 @@ import time
 import warnings
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from _scenarios import DATA, at_hand
 from _script import parser_for, rows_of, save, seeds_of
@@ -27,7 +28,7 @@ from gsnn.graph import GraphWarning
 
 OUT = Path(__file__).parent / "results" / "real_data.csv"
 SETS = {"cno_hepatocyte5": 5, "cno_extliver": 8}  # folds
-SETTINGS = {"default": {}}
+SETTINGS: dict[str, dict[str, Any]] = {"default": {}}
 
 
 def one(name: str, setting: str, seed: int) -> dict:

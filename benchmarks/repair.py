@@ -17,7 +17,7 @@ import copy
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import networkx as nx
 import numpy as np
@@ -30,7 +30,7 @@ from gsnn.graph import HeteroGraph
 from gsnn.optim.complete import complete
 from gsnn.optim.search import Search
 from gsnn.optim.staging import CompletionSettings, Samples, loss, stage_sizes, train_together
-from gsnn.simulate.scenarios import Scenario, converging_tiers, cyclic, random_signed_dag
+from gsnn.simulate.scenarios import Nonlinearity, Scenario, converging_tiers, cyclic, random_signed_dag
 
 OUT = Path(__file__).parent / "results" / "repair.csv"
 LAYERS = {"dag_linear": 8, "dag_tanh": 8, "tiers12": 6, "tiers25": 6, "cyclic20": 8}
@@ -43,7 +43,7 @@ def scenario(name: str, seed: int) -> Scenario:
         return converging_tiers(int(name[5:]))
     if name == "cyclic20":
         return cyclic(20, 0.3, "tanh", seed)
-    return random_signed_dag(40, 0.3, name[4:], seed)
+    return random_signed_dag(40, 0.3, cast(Nonlinearity, name[4:]), seed)
 
 
 class World:

@@ -29,6 +29,7 @@ from gsnn.app.training import train_folds
 from gsnn.data.tables import load_data
 from gsnn.kernels import compiled as native
 from gsnn.models.GSNN import GSNN
+from gsnn.models.norms import Norm
 from gsnn.simulate.scenarios import converging_tiers
 from gsnn.train import fit, fit_side_by_side
 from gsnn.train.history import History
@@ -36,7 +37,7 @@ from gsnn.train.history import History
 OPTIONS: dict[str, Any] = {"epochs": 20, "batch_size": 64, "standardize": True, "verbose": False}
 
 
-def networks(count: int, norm: str) -> list[GSNN]:
+def networks(count: int, norm: Norm) -> list[GSNN]:
     graph = converging_tiers(width=12).partial
     models = []
     for seed in range(count):
@@ -45,7 +46,7 @@ def networks(count: int, norm: str) -> list[GSNN]:
     return models
 
 
-def turn(count: int, norm: str) -> dict[str, float]:
+def turn(count: int, norm: Norm) -> dict[str, float]:
     """Seconds of both ways on the same networks and samples, and how far apart they end."""
     x, _, y, _ = converging_tiers(width=12).sample(n_train=1000, n_test=0, noise_scale=0.15, seed=0)
     alone, together = networks(count, norm), networks(count, norm)
@@ -68,6 +69,7 @@ def demo_turn(folder: Path) -> dict[str, float]:
     paths = write_tables(converging_tiers(12), folder, n=1000, seed=0)
     data = load_data(paths["edges"], paths["x"], paths["y"], nodes=paths["nodes"])
     options = settle(data, DEMO_OPTIONS)
+    assert isinstance(options.epochs, int)
     splits = make_splits(data.y, None, options.folds, options.seed)
     parts = [*splits, (np.arange(len(data.x)), None)]
     x, y = data.x.to_numpy(), data.y.to_numpy()
@@ -100,10 +102,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     arguments = command_line(parser)
     torch.set_num_threads(1)
+    norms: tuple[Norm, ...] = ("groupbatch", "none", "layer")
     cases: list[tuple[str, str, int, Callable[[], dict[str, float]]]] = [
-        ("same samples", norm, count, partial(turn, count, norm))
-        for norm in ("groupbatch", "none", "layer")
-        for count in (1, 2, 5, 16)
+        ("same samples", norm, count, partial(turn, count, norm)) for norm in norms for count in (1, 2, 5, 16)
     ]
     with tempfile.TemporaryDirectory() as folder:
         cases.append(("demo", DEMO_OPTIONS.norm, DEMO_OPTIONS.folds + 1, partial(demo_turn, Path(folder))))

@@ -21,9 +21,13 @@ from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, TensorDataset
 
 from gsnn.optim.MagnitudeEdgeInferer import MagnitudeEdgeInferer
+from gsnn.optim.magnitudes import MagnitudeScore
 from gsnn.simulate.scenarios import converging_tiers, random_signed_dag
+from gsnn.stats.moments import LayerAgg
 
 OUT = Path(__file__).parent / "results" / "significance.csv"
+SCORES: tuple[MagnitudeScore, ...] = ("corr", "partial")
+LAYER_AGGS: tuple[LayerAgg, ...] = ("mean", "max")
 SCENARIOS = ("tiers12", "dag_linear")
 
 
@@ -33,9 +37,10 @@ def one(name: str, seed: int) -> list[dict]:
         scenario = converging_tiers(recipe["width"])
     else:
         scenario = random_signed_dag(recipe["n_functions"], recipe["share"], recipe["nonlinearity"], seed)
-    x, fresh_x, y, fresh_y = scenario.sample(2000, 2000, recipe["noise"], seed=seed)
-    y, fresh_y = ((part - y.mean(0)) / y.std(0) for part in (y, fresh_y))
-    x, fresh_x, y, fresh_y = (torch.tensor(part, dtype=torch.float32) for part in (x, fresh_x, y, fresh_y))
+    sample = scenario.sample(2000, 2000, recipe["noise"], seed=seed)
+    mean, sd = sample[2].mean(0), sample[2].std(0)
+    scaled = (*sample[:2], *((part - mean) / sd for part in sample[2:]))
+    x, fresh_x, y, fresh_y = (torch.tensor(part, dtype=torch.float32) for part in scaled)
     torch.manual_seed(seed)
     graph = scenario.full
     model = _scenarios.network(graph, recipe)
@@ -51,7 +56,7 @@ def one(name: str, seed: int) -> list[dict]:
     for targets, outputs in (("measured", fresh_y), ("permuted", shuffled)):
         inferer = MagnitudeEdgeInferer(model, graph)
         inferer.fit(list(zip(fresh_x.split(250), outputs.split(250), strict=True)), verbose=False)
-        for score, layer_agg in product(("corr", "partial"), ("mean", "max")):
+        for score, layer_agg in product(SCORES, LAYER_AGGS):
             table = inferer.evaluate(score=score, layer_agg=layer_agg)
             missing = table[~table["has_edge"] & table["p_value"].notna()]
             row = {"scenario": name, "seed": seed, "outputs": targets, "score": score, "layer_agg": layer_agg}

@@ -12,7 +12,9 @@ its signs; `gates` has the lines as a context instead of edges, `both` has both,
 """
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -44,7 +46,7 @@ def simulated(seed: int) -> list[dict]:
     truth = random_signed_dag(20, 0.0, "tanh", seed, n_inputs=5, n_outputs=6)
     x, x_test, y, y_test = truth.sample(max(SIZES), 500, 0.3, seed=seed)
     rng = np.random.default_rng(seed)
-    signs = {
+    signs: dict[str, Mapping[tuple[str, str], int]] = {
         "respect": truth.signed_edges,
         "swapped": {edge: int(rng.choice([-1, 1])) for edge in truth.signed_edges},
     }
@@ -69,7 +71,7 @@ def simulated(seed: int) -> list[dict]:
     return rows
 
 
-def signed(truth: Scenario, signs: dict) -> HeteroGraph:
+def signed(truth: Scenario, signs: Mapping[tuple[str, str], int]) -> HeteroGraph:
     G = nx.DiGraph(truth.graph)
     nx.set_edge_attributes(G, {edge: {"weight": sign} for edge, sign in signs.items()})
     return HeteroGraph.from_networkx(G)
@@ -99,12 +101,13 @@ def real(name: str, seed: int, epochs: int | None) -> list[dict]:
         warnings.simplefilter("ignore", GraphWarning)  # an input that reaches no output is in the data
         data = load_data(folder / "edges.tsv", folder / "X.tsv", folder / "Y.tsv", nodes=folder / "nodes.tsv")
     options = settle(data, Options(folds=5, seed=seed, epochs=epochs))
+    assert options.layers is not None and isinstance(options.epochs, int)
     lines = [c for c in data.x.columns if c.startswith(LINE)]
     x, y = data.x.to_numpy(), data.y.to_numpy()
     line_of = data.x[lines].to_numpy().argmax(1)
     inputs = data.graph.node_names_dict["input"]
     bare = without_edges_of(data.graph, [inputs.index(line) for line in lines])
-    settings = {
+    settings: dict[str, tuple[HeteroGraph, dict[str, Any]]] = {
         "line edges": (data.graph, {}),
         "respect": (data.graph, {"edge_signs": "respect", "edge_weight_dict": data.graph.edge_weight_dict}),
         "gates": (bare, {"context": lines}),

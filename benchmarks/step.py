@@ -67,7 +67,7 @@ class Clock:
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
 
-    def __call__(self, run: Callable[[], None]) -> float:
+    def __call__(self, run: Callable[[], object]) -> float:
         if not self.cuda:
             start = time.perf_counter()
             run()
@@ -145,7 +145,8 @@ def necessary(model: GSNN, samples: int, item: int) -> tuple[int, int]:
     """Bytes that a step must move and operations of its products."""
     edges = model.edge_index.shape[1]
     weights = sum(p.numel() for p in model.parameters())  # of all blocks, which do not share them
-    products = sum(linear.values.numel() for b in model.ResBlocks for linear in (b.lin_in, b.lin_out))
+    blocks: Any = model.ResBlocks
+    products = sum(linear.values.numel() for b in blocks for linear in (b.lin_in, b.lin_out))
     # State: read, write; gradient: read, write, and the state once more for the weights' gradients.
     return item * (5 * model.layers * edges * samples + 3 * weights), 3 * 2 * products * samples
 
@@ -176,9 +177,10 @@ def measure(
     model: GSNN, samples: int, repeats: int, device: torch.device, dtype: torch.dtype, rivals: str
 ) -> dict[str, float]:
     model = model.to(device)
-    networks = {"gsnn": model.to(dtype)}
+    networks: dict[str, torch.nn.Module] = {"gsnn": model.to(dtype)}
     if rivals == "compile":
-        networks["compile"] = torch.compile(model)
+        compiled: Any = torch.compile(model)
+        networks["compile"] = compiled
     if rivals == "all" and dtype == torch.float32:
         networks |= {name: network.to(device) for name, network in baselines(model).items()}
     x = torch.randn(samples, int(model.input_node_mask.sum())).to(device, dtype)
@@ -235,9 +237,8 @@ def scaling(repeats: int) -> pd.DataFrame:
         x = torch.randn(32, int(model.input_node_mask.sum()))
         y = torch.randn(32, int(model.output_node_mask.sum()))
         parameters = list(model.parameters())
-        networks = {"gsnn": model} | {
-            name: n for name, n in baselines(model).items() if edges <= SCALING_LARGEST.get(name, 0)
-        }
+        networks: dict[str, torch.nn.Module] = {"gsnn": model}
+        networks |= {name: n for name, n in baselines(model).items() if edges <= SCALING_LARGEST.get(name, 0)}
         run = partial(step, parameters=parameters, x=x, y=y)
         seconds = time_turns(networks, run, repeats, 1, clock)
         rows.append({"N": edges // 10, "E": edges, **{f"{k}_ms": s * 1e3 for k, s in seconds.items()}})

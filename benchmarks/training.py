@@ -17,13 +17,14 @@ from _stamp import command_line
 
 from gsnn.kernels import compiled as native
 from gsnn.models.GSNN import GSNN
+from gsnn.models.norms import Norm
 from gsnn.simulate.scenarios import converging_tiers
 
 EPOCHS, BATCH = 30, 64
 KINDS = ("gsnn", "gather", "batch_first")
 
 
-def train(kind: str, norm: str) -> tuple[float, float]:
+def train(kind: str, norm: Norm) -> tuple[float, float]:
     """Seconds of the training loop and the last epoch's mean loss."""
     scenario = converging_tiers(width=12)
     x, _, y, _ = (
@@ -55,7 +56,8 @@ def main() -> None:
     arguments = command_line(parser)
     torch.set_num_threads(1)
     rows = []
-    for norm in ("groupbatch", "none", "layer"):
+    norms: tuple[Norm, ...] = ("groupbatch", "none", "layer")
+    for norm in norms:
         runs = [{kind: train(kind, norm) for kind in KINDS} for _ in range(arguments.repeats)]
         seconds = {kind: min(run[kind][0] for run in runs) for kind in KINDS}
         rows.append(

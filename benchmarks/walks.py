@@ -108,16 +108,18 @@ def main() -> None:
         np.savez(f"{folder}/graph.npz", start=start, node=node, weight=weight)
         command = [args.pecanpy, "-W", "ignore", "-c", PECANPY, f"{folder}/graph.npz", str(WALKS), str(STEPS)]
         other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        first = other.stdout.readline()
+        questions, answers = other.stdin, other.stdout
+        assert questions is not None and answers is not None
+        first = answers.readline()
         if first:
             note("pecanpy, tables", json.loads(first)["build"])
         else:
             print(f"no PecanPy in {args.pecanpy}: see --help for how to compare with it", file=sys.stderr)
 
         def ask(what: str) -> float:
-            other.stdin.write(what + "\n")
-            other.stdin.flush()
-            answer = json.loads(other.stdout.readline())
+            questions.write(what + "\n")
+            questions.flush()
+            answer = json.loads(answers.readline())
             assert answer["walks"] == len(starts)
             return answer["time"]
 
@@ -134,7 +136,7 @@ def main() -> None:
             note("rng.choice loop, walks", seconds * len(starts) / len(slow))
         if first:
             note("pecanpy, simulate_walks", ask("all"))
-        other.stdin.close()
+        questions.close()
         other.wait()
     assert (walks >= 0).mean() > 0.999
 

@@ -247,6 +247,8 @@ def test_pruned_members_and_large_passes(monkeypatch):
     models, batches = members(share_layers=False)
     models[0].prune(0.2)
     together = SideBySide(models).eval()
+    model: Any
+    member: Any
     for model, member in zip(models, together.members(), strict=True):
         assert [len(b.lin_in.values) for b in member.ResBlocks] == [
             len(b.lin_in.values) for b in model.ResBlocks
