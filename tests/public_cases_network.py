@@ -479,6 +479,7 @@ add(
     load=lambda w: call(w.model_file),
     read_header=lambda w: call(w.model_file),
 )
+add("gsnn.io.tables", write_table=lambda w: call(w.table, w.folder / "y.csv", index="sample"))
 add("gsnn.train.defaults", default_epochs=lambda w: call(100, 64))
 add(
     "gsnn.models.context",

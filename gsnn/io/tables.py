@@ -18,8 +18,8 @@ def write_table(
 ) -> None:
     """Write `table` with a header line, moved into its place in one step.
 
-    Text that a spreadsheet would evaluate gets an apostrophe in front (see
-    :func:`gsnn._delimited.as_plain_cell`), which the package's own readers take off again.
+    Text that a spreadsheet would evaluate, as it begins with ``=``, ``@``, or with ``+`` or ``-`` and is no
+    number, gets an apostrophe in front, which the package's own readers take off again.
 
     Args:
         table: numbers and text.
