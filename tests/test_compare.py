@@ -161,5 +161,37 @@ def test_constant_columns_of_a_fold_do_no_harm():
     np.testing.assert_allclose(yhat, [[3.0, 10.0]], rtol=1e-3)
 
 
+def ridge_of_all_penalties(x, y, x_test):
+    """Closed-form predictions with the penalty whose leave-one-out error, taken one by one, is least."""
+    scale = x.std(0)
+    z, z_test = (x - x.mean(0)) / scale, (x_test - x.mean(0)) / scale
+
+    def fitted(z, y, z_test, penalty):
+        mean, centre = y.mean(), z.mean(0)
+        inner = (z - centre).T @ (z - centre) + penalty * np.eye(z.shape[1])
+        return mean + (z_test - centre) @ np.linalg.solve(inner, (z - centre).T @ (y - mean))
+
+    def left_out(penalty):
+        kept = [np.arange(len(y)) != k for k in range(len(y))]
+        return sum((fitted(z[rows], y[rows], z[~rows], penalty)[0] - y[~rows][0]) ** 2 for rows in kept)
+
+    return fitted(z, y, z_test, min(np.logspace(-3, 4, 15), key=left_out))
+
+
+@pytest.mark.parametrize("design", ["balanced", "one column", "random", "more columns than rows"])
+def test_ridge_is_the_closed_form(design):
+    rng = np.random.default_rng(0)
+    x = {
+        "balanced": np.array([[a, b, c] for a in (-1.0, 1.0) for b in (-1.0, 1.0) for c in (-1.0, 1.0)] * 2),
+        "one column": np.arange(16.0)[:, None],
+        "random": rng.normal(size=(16, 3)),
+        "more columns than rows": rng.normal(size=(8, 12)),
+    }[design]
+    y = x[:, 0] + 0.3 * x[:, -1] + 0.1 * rng.normal(size=len(x))
+    x_test = rng.normal(size=(4, x.shape[1]))
+    found = baseline("ridge", x, y[:, None], x_test, seed=0)
+    np.testing.assert_allclose(found[:, 0], ridge_of_all_penalties(x, y, x_test), rtol=1e-6)
+
+
 def test_methods():
     assert METHODS == ("mean", "ridge", "mlp", "gsnn")

@@ -15,6 +15,11 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 Baseline = Literal["ridge", "mlp"]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 
+# scikit-learn before 1.9 takes a direction of the inputs that varies as much as its column of ones for the
+# intercept, and does not fit along it. Standardised columns of a balanced design vary just so; in these
+# units they do not, and the penalties are the same in theirs.
+_UNIT = 1 / math.pi
+
 
 def baseline(kind: Baseline, x: Array, y: Array, x_test: Array, seed: int) -> Array:
     """Predictions of ridge regression or an MLP of scikit-learn that see all inputs, (B_test, N_out).
@@ -43,6 +48,8 @@ def baseline(kind: Baseline, x: Array, y: Array, x_test: Array, seed: int) -> Ar
     y_mean, y_scale = np.nanmean(y, 0), np.nanstd(y, 0)
     y_scale[y_scale <= 1e-9 * np.abs(y_mean)] = 1.0
     x, x_test, y = (x - x_mean) / x_scale, (x_test - x_mean) / x_scale, (y - y_mean) / y_scale
+    if kind == "ridge":
+        x, x_test = _UNIT * x, _UNIT * x_test
     together: dict[bytes, list[int]] = {}
     for j in range(y.shape[1]):
         together.setdefault((~np.isnan(y[:, j])).tobytes(), []).append(j)
@@ -53,7 +60,7 @@ def baseline(kind: Baseline, x: Array, y: Array, x_test: Array, seed: int) -> Ar
         if rows.sum() < 2:  # too few to fit anything but the mean
             continue
         if kind == "ridge":
-            model: Any = RidgeCV(np.logspace(-3, 4, 15), alpha_per_target=True)
+            model: Any = RidgeCV(_UNIT**2 * np.logspace(-3, 4, 15), alpha_per_target=True)
         else:
             model = MLPRegressor(
                 hidden_layer_sizes=(64, 64),
