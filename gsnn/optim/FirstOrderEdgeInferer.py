@@ -105,7 +105,7 @@ class FirstOrderEdgeInferer(FirstOrderInferer):
         exclude_self: bool = True,
         score: Score = "omp",
         ridge: float = 0.05,
-        memory: int = 2**32,
+        memory: int = 3 * 2**30,
         crit: Crit | None = None,
         device: torch.device | str | None = None,
         verbose: bool = True,
@@ -127,7 +127,7 @@ class FirstOrderEdgeInferer(FirstOrderInferer):
             score: as in `evaluate`.
             ridge: as in `evaluate`.
             memory: bytes for the samples of a pass, 2 n N C numbers in the model's precision for each layer
-                pair and one at least; 4 GiB by default. N^2 numbers in single precision come on top.
+                pair and one at least; 3 GiB by default. N^2 numbers in single precision come on top.
             crit: as for `fit`.
             device: as for `fit`.
             verbose: show progress.
