@@ -94,6 +94,8 @@ def said(call):
 
 def rank_main(rank, folder):
     warnings.simplefilter("error")
+    # What PyTorch 2.4 says of its own code when it unpickles a tensor.
+    warnings.filterwarnings("ignore", "You are using `torch.load` with", FutureWarning)
     torch.set_num_threads(1)
     folder = Path(folder)
     with open(folder / "case.pkl", "rb") as file:

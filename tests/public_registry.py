@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from types import GenericAlias
 from typing import Any
 
 import gsnn
@@ -113,7 +114,9 @@ def exported_names():
         f"{package.__name__}.{name}": getattr(package, name)
         for package in packages
         for name in getattr(package, "__all__", ())
-        if inspect.isclass(getattr(package, name)) or inspect.isfunction(getattr(package, name))
+        # Python 3.10 calls an alias such as tuple[str, str] a class.
+        if (inspect.isclass(getattr(package, name)) or inspect.isfunction(getattr(package, name)))
+        and not isinstance(getattr(package, name), GenericAlias)
     }
 
 

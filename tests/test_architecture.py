@@ -138,7 +138,7 @@ def test_every_room_is_known():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_only_core_dependencies_and_known_extras(path):
-    allowed = CORE | EXTRAS | {"gsnn"} | sys.stdlib_module_names
+    allowed = CORE | EXTRAS | {"gsnn", "tomllib"} | sys.stdlib_module_names  # tomllib: from 3.11 on
     for name, line in imports(path):
         assert name.split(".")[0] in allowed, (
             f"{path}, line {line}: {name} is neither a dependency nor an extra"

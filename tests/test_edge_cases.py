@@ -204,6 +204,8 @@ def test_vmap_is_a_loop(name, tmp_path):
 
 @pytest.mark.parametrize("name", sorted(set(MODULES) - {"GSNN"}))  # which tests/test_compile.py is about
 def test_compiled_they_compute_the_same_without_a_graph_break(name, tmp_path):
+    if name == "SideBySide" and torch.__version__.startswith("2.4."):
+        pytest.skip("the compiler of PyTorch 2.4 stops at a context manager")
     module, run = MODULES[name](tmp_path, 0, torch.float32)
     module.eval()
     x = inputs(5, torch.float32)

@@ -185,12 +185,10 @@ class SideBySide(torch.nn.Module):
             batches = list(x)
             if len(batches) != K:
                 raise ValueError(f"x must have {K} tensors, one for each member, got {len(batches)}")
-        checked: set[int] = set()
-        for template, batch in zip(self._templates, batches, strict=True):
-            if id(batch) not in checked:
-                template._check_input(batch)
-            if len(set(self.n_inputs)) == 1:
-                checked.add(id(batch))
+        shared = len(set(self.n_inputs)) == 1 and all(batch is batches[0] for batch in batches)
+        for k, template in enumerate(self._templates):
+            if k == 0 or not shared:
+                template._check_input(batches[k])
         return batches
 
     def _outputs(self, batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:

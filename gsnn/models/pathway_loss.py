@@ -87,6 +87,8 @@ def _starts(index: Tensor, size: int) -> Tensor:
 
 def _bags(table: Tensor, index: Tensor, starts: Tensor, weight: Tensor | None = None) -> Tensor:
     """(len(starts) - 1, B): weighted sums of rows of ``table``."""
+    if weight is not None and weight.requires_grad and not table.requires_grad:
+        table = table.detach().requires_grad_()  # PyTorch 2.4 fails where only the weights have a gradient
     return embedding_bag(
         index, table, starts, mode="sum", per_sample_weights=weight, include_last_offset=True
     )
