@@ -94,8 +94,9 @@ def said(call):
 
 def rank_main(rank, folder):
     warnings.simplefilter("error")
-    # What PyTorch 2.4 says of its own code when it unpickles a tensor.
-    warnings.filterwarnings("ignore", "You are using `torch.load` with", FutureWarning)
+    # What PyTorch 2.4 says of its own code.
+    for words in ("You are using `torch.load` with", r"`torch.cpu.amp.autocast\("):
+        warnings.filterwarnings("ignore", words, FutureWarning)
     torch.set_num_threads(1)
     folder = Path(folder)
     with open(folder / "case.pkl", "rb") as file:
