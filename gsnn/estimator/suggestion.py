@@ -125,7 +125,7 @@ def suggest(graph: Any, x: Any, y: Any) -> Suggestion:
         f"takes {1 - kept:.0%} off a weight that nothing holds",
         "dropout": "as the package's other defaults",
         "n_members": "few samples, so that networks that differ only by chance disagree; five side by side "
-        "cost about as much as two or three"
+        "cost about as much as two where networks are small"
         if members > 1
         else "enough samples that members would agree; take 5 for return_std",
     }

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 #: Whitened directions of a source, those of largest variance, and directions of a target's gradient that the
 #: screen looks at.
 _SOURCE_DIRECTIONS, _TARGET_DIRECTIONS = 4, 1
-_BLOCK = 2**25  # values of a temporary array
+_BLOCK = 2**23  # values of a temporary array
 
 
 @dataclass(frozen=True)
