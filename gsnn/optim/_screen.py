@@ -103,10 +103,8 @@ class Place:
 
     def exact(self, j: int, sources: Tensor) -> Tensor:
         """(R,) scores of the sources (R,) for target j, in float64."""
-        if self._shown is None or len(self._shown) != len(sources):
-            self._shown = self.h.new_empty(
-                len(sources), self.h[0].numel()
-            )  # new pages each time take as long
+        if self._shown is None or len(self._shown) != len(sources):  # new pages each time take as long
+            self._shown = self.h.new_empty(len(sources), self.h[0].numel())
         shown = torch.index_select(self.h.flatten(1), 0, sources, out=self._shown).view(-1, self.n)
         return largest((shown @ self.g[j].mT).double().unflatten(0, (len(sources), -1)) / self.n)
 
