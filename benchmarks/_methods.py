@@ -4,7 +4,8 @@ Test edges are unknown here. Validation edges select the checkpoint of the metho
 nothing else. No method is told to exclude any edge.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, TensorDataset
 
 from gsnn.models.GSNN import GSNN
+from gsnn.models.SideBySide import SideBySide
 from gsnn.optim.edge_scores import common_neighbours, degree_product, edge_scores
 from gsnn.optim.MagnitudeEdgeInferer import MagnitudeEdgeInferer
 from gsnn.optim.MagnitudeEdgeKGE import MagnitudeEdgeKGE
@@ -34,14 +36,13 @@ Scores = np.ndarray
 
 
 def score_all(
-    problem: Problem, recipe: dict, seed: int, validation_edges: Sequence[Edge]
+    problem: Problem, model: GSNN, regressor: MagnitudeEdgeRegressor, seed: int
 ) -> tuple[dict[str, Scores], dict[str, float]]:
-    """Method -> scores, and what the trained model reaches: `train_mse`, `test_mse` where there is a test."""
-    torch.manual_seed(seed)
+    """Method -> scores, and what the trained model reaches: `train_mse`, `test_mse` where there is a test.
+
+    `model` and `regressor` are those of :func:`train_all`.
+    """
     graph = problem.graph
-    model = network(graph, recipe)
-    regressor = MagnitudeEdgeRegressor(model, graph, **SETTINGS["regressor"])
-    train(model, regressor, problem, recipe, validation_edges)
     quality = {"train_mse": error(model, problem.x, problem.y)}
     if problem.x_test is not None and problem.y_test is not None:
         quality["test_mse"] = error(model, problem.x_test, problem.y_test)
@@ -83,33 +84,77 @@ def score_all(
     return found, quality
 
 
-def train(
-    model: GSNN,
-    regressor: MagnitudeEdgeRegressor,
-    problem: Problem,
+def train_all(
+    problems: Sequence[Problem],
     recipe: dict,
-    validation_edges: Sequence[Edge],
-) -> None:
-    """Train the model on what is measured, the regressor beside it; leaves the model in eval mode."""
-    data = TensorDataset(problem.x, problem.y)
-    loader = DataLoader(data, batch_size=recipe["batch_size"], shuffle=True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe["lr"], weight_decay=recipe["weight_decay"])
-    steps = recipe["epochs"] * len(loader) if recipe["schedule"] == "cosine" else None
+    seeds: Sequence[int],
+    validation_edges: Sequence[Sequence[Edge]],
+) -> list[tuple[GSNN, MagnitudeEdgeRegressor]]:
+    """A model for each problem, trained on what is measured, and the regressor that learnt beside it.
+
+    They are trained side by side, each from its own seed with the draws that it would have alone; which
+    others stand beside it changes nothing but rounding. Models are in eval mode.
+    """
+    networks, generators, loaders = [], [], []
+    for problem, seed in zip(problems, seeds, strict=True):
+        generators.append(torch.Generator().manual_seed(seed))
+        with drawing_from(generators[-1]):
+            networks.append(network(problem.graph, recipe))
+        data = TensorDataset(problem.x, problem.y)
+        loaders.append(DataLoader(data, batch_size=recipe["batch_size"], shuffle=True))
+    n_steps = len(loaders[0])
+    together = SideBySide(networks)
+    together.generators = generators
+    regressors = [
+        MagnitudeEdgeRegressor(member, member.graph, **SETTINGS["regressor"]) for member in together.networks
+    ]
+    optimizer = torch.optim.AdamW(
+        together.parameters(), lr=recipe["lr"], weight_decay=recipe["weight_decay"], fused=True
+    )
+    steps = recipe["epochs"] * n_steps if recipe["schedule"] == "cosine" else None
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps) if steps else None
     for _ in range(recipe["epochs"]):
-        for x, y in loader:
-            regressor.pre_forward()
-            measured = ~y.isnan()
-            loss = mse_loss(model(x)[measured], y[measured])
-            regressor.arm_retained_grads()
+        batches = [drawn(loader, own) for loader, own in zip(loaders, generators, strict=True)]
+        for pairs in zip(*batches, strict=True):
+            for regressor in regressors:
+                regressor.pre_forward()
+            outputs = together([x for x, _ in pairs])
+            each = outputs.unbind(1) if isinstance(outputs, torch.Tensor) else outputs
+            losses = [
+                mse_loss(output[~y.isnan()], y[~y.isnan()])
+                for output, (_, y) in zip(each, pairs, strict=True)
+            ]
+            for regressor in regressors:
+                regressor.arm_retained_grads()
             optimizer.zero_grad()
-            loss.backward()
-            regressor.aux_step()
+            torch.stack(losses).sum().backward()
+            for regressor, own in zip(regressors, generators, strict=True):
+                with drawing_from(own):
+                    regressor.aux_step()
             optimizer.step()
             if schedule:
                 schedule.step()
-        regressor.maybe_save_best(regressor.evaluate_against(validation_edges)["auc"])
-    model.eval()
+        for regressor, edges in zip(regressors, validation_edges, strict=True):
+            regressor.maybe_save_best(regressor.evaluate_against(edges)["auc"])
+    return list(zip(together.eval().members(), regressors, strict=True))
+
+
+def drawn(loader: DataLoader, generator: torch.Generator) -> Iterator[Sequence[torch.Tensor]]:
+    """An epoch's batches in the order that the generator draws."""
+    with drawing_from(generator):
+        batches = iter(loader)
+        first = next(batches)  # the order is drawn only now
+    yield first
+    yield from batches
+
+
+@contextmanager
+def drawing_from(generator: torch.Generator) -> Iterator[None]:
+    """Let the global generator be this one."""
+    with torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(generator.get_state())
+        yield
+        generator.set_state(torch.get_rng_state())
 
 
 def error(model: GSNN, x: torch.Tensor, y: torch.Tensor) -> float:

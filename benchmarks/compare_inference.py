@@ -1,9 +1,10 @@
 """Methods that infer missing edges, compared on the same trained models: scenarios x seeds x methods.
 
 A cell is one scenario and seed: a GSNN is trained once on the graph without the held-out edges, every method
-scores all pairs of function nodes, and the scores are judged on the test edges. A finished cell is a small
-file in the cache, in a folder named by a hash of all settings, and is never run again; a killed run loses
-only the cells that were running. Results are written when all cells asked for are there.
+scores all pairs of function nodes, and the scores are judged on the test edges. The networks of some seeds of
+a scenario are trained side by side (`--together`), which changes nothing but rounding. A finished cell is a
+small file in the cache, in a folder named by a hash of all settings, and is never run again; a killed run
+loses only the cells that were running. Results are written when all cells asked for are there.
 
 Protocol. No score sees a label: test edges stay out of training and scoring, nothing is excluded on account
 of being held out, and validation edges do nothing but select the checkpoint of `regressor, best`. `auc` and
@@ -19,6 +20,7 @@ are left out of the competition. A missing score loses.
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import _methods
@@ -37,6 +39,7 @@ HERE = Path(__file__).parent
 OUT = HERE / "results"
 CACHE = HERE / ".cache" / "compare_inference"
 BACKENDS = ("loky", "dask", "ray", "threading")
+TOGETHER = 5  # networks that are trained side by side
 Cell = tuple[str, int]
 
 
@@ -57,35 +60,57 @@ def part_of(cell: Cell, cache: Path) -> Path:
     return cache / f"{scenario}-{hash_of(scenario)}" / f"{seed}.json"
 
 
-def run_cell(cell: Cell, cache: Path) -> None:
-    """Train, score, judge, and write the part."""
+def run_lot(cells: Sequence[Cell], cache: Path) -> int:
+    """Train the cells of one scenario side by side; score, judge and write the part of each; how many."""
     torch.set_num_threads(1)
     start = time.process_time()
-    scenario, seed = cell
-    problem, validation_edges, test_edges = _scenarios.build(scenario, seed)
-    found, quality = _methods.score_all(problem, _scenarios.RECIPES[scenario], seed, validation_edges)
-    part = {
-        "scenario": scenario,
-        "seed": seed,
-        "quality": {**quality, "cpu_seconds": time.process_time() - start},
-        "test_edges": test_edges,
-        "methods": {method: judged(scores, problem.graph, test_edges) for method, scores in found.items()},
-        "stamp": {"settings": hash_of(scenario), **stamp()},
-    }
-    path = part_of(cell, cache)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as tmp:
-        tmp.write_text(json.dumps(part))
+    (scenario,) = {name for name, _ in cells}
+    seeds = [seed for _, seed in cells]
+    problems, validation, test = zip(*(_scenarios.build(*cell) for cell in cells), strict=True)
+    trained = _methods.train_all(problems, _scenarios.RECIPES[scenario], seeds, validation)
+    training = (time.process_time() - start) / len(cells)
+    for seed, problem, test_edges, of_cell in zip(seeds, problems, test, trained, strict=True):
+        start = time.process_time()
+        found, quality = _methods.score_all(problem, *of_cell, seed)
+        seconds = training + time.process_time() - start
+        part = {
+            "scenario": scenario,
+            "seed": seed,
+            "quality": {**quality, "cpu_seconds": seconds},
+            "test_edges": test_edges,
+            "methods": {
+                method: judged(scores, problem.graph, test_edges) for method, scores in found.items()
+            },
+            "stamp": {"settings": hash_of(scenario), **stamp()},
+        }
+        path = part_of((scenario, seed), cache)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as tmp:
+            tmp.write_text(json.dumps(part))
+    return len(cells)
 
 
-def run(cells: list[Cell], cache: Path, jobs: int, backend: str) -> list[dict]:
+def lots_of(cells: Sequence[Cell], together: int) -> list[list[Cell]]:
+    """Cells of one scenario in lots, the lots in the order of their first cells."""
+    open_lots: dict[str, list[Cell]] = {}
+    lots: list[list[Cell]] = []
+    for cell in cells:
+        lot = open_lots.get(cell[0])
+        if lot is None or len(lot) == together:
+            lot = open_lots[cell[0]] = []
+            lots.append(lot)
+        lot.append(cell)
+    return lots
+
+
+def run(cells: list[Cell], cache: Path, jobs: int, backend: str, together: int = TOGETHER) -> list[dict]:
     """The parts of all cells, in order; those that are not in the cache are run first."""
     todo = [cell for cell in cells if not part_of(cell, cache).exists()]
     with ready(backend, jobs), tqdm(total=len(cells), initial=len(cells) - len(todo), unit="cell") as bar:
         # Ray's backend cannot hand results over one by one.
         workers = Parallel(return_as="list" if backend == "ray" else "generator_unordered")
-        for _ in workers(delayed(run_cell)(cell, cache) for cell in todo):
-            bar.update()
+        for done in workers(delayed(run_lot)(lot, cache) for lot in lots_of(todo, together)):
+            bar.update(done)
     return [json.loads(part_of(cell, cache).read_text()) for cell in cells]
 
 
@@ -112,6 +137,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = parser_for(__doc__, OUT, seeds=20)
     parser.add_argument("--scenarios", nargs="+", choices=list(_scenarios.RECIPES), metavar="NAME")
     parser.add_argument("--backend", choices=BACKENDS, default="loky")
+    parser.add_argument(
+        "--together", type=int, default=TOGETHER, metavar="K", help="networks trained at once"
+    )
     parser.add_argument("--finished", action="store_true", help="run nothing; report the cells in the cache")
     parser.add_argument("--cache", type=Path, default=CACHE)
     args = command_line(parser, arguments)
@@ -126,7 +154,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not cells:
         return
     names = [name for name in names if name in {scenario for scenario, _ in cells}]
-    parts = run(cells, args.cache, args.jobs, args.backend)
+    parts = run(cells, args.cache, args.jobs, args.backend, args.together)
 
     from _figures import draw
 

@@ -2,7 +2,9 @@
 
 The tutorials' size: 24 function nodes, 20 epochs of 1,000 samples, batches of 64, C=8, L=6. `fit` one
 network at a time and `fit_side_by_side` take turns, on one thread; the fastest of the repeats counts.
-``difference`` is the largest relative one between the last training losses of the two ways. The case 'demo'
+``difference`` is the largest relative one between the last training losses of the two ways. The case
+'regressor' is what `compare_inference.py` trains: each network has a MagnitudeEdgeRegressor beside it, which
+reads its captures at every step, and draws dropout, over five epochs of 2,000 samples. The case 'demo'
 is what `gsnn demo` trains on the given graph: the networks of five folds, each with the loss of its test rows
 after every epoch, and that of all samples, with dropout, 50 epochs and checkpoints.
 
@@ -16,11 +18,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import _methods
+import _scenarios
 import numpy as np
 import pandas as pd
 import torch
 from _script import parser_for, save
 from _stamp import command_line
+from torch.utils.data import DataLoader, TensorDataset
 
 from gsnn.app.compare import make_splits
 from gsnn.app.demo import DEMO_OPTIONS, write_tables
@@ -30,6 +35,7 @@ from gsnn.data.tables import load_data
 from gsnn.kernels import compiled as native
 from gsnn.models.GSNN import GSNN
 from gsnn.models.norms import Norm
+from gsnn.optim.MagnitudeEdgeRegressor import MagnitudeEdgeRegressor
 from gsnn.simulate.scenarios import converging_tiers
 from gsnn.train import fit, fit_side_by_side
 from gsnn.train.history import History
@@ -56,6 +62,37 @@ def turn(count: int, norm: Norm) -> dict[str, float]:
     second = fit_side_by_side(together, [(x, y)] * count, seeds=list(range(count)), **OPTIONS)
     end = time.perf_counter()
     return {"alone_s": middle - start, "together_s": end - middle, "difference": apart(first, second)}
+
+
+def regressor_turn(count: int, norm: Norm) -> dict[str, float]:
+    """The same of networks with a regressor beside each; alone as a user writes the loop."""
+    recipe = {**_scenarios.RECIPES["tiers12"], "norm": norm, "dropout": 0.2, "epochs": 5}
+    problems, edges, _ = zip(*(_scenarios.build("tiers12", seed) for seed in range(count)), strict=True)
+    start = time.perf_counter()
+    first = []
+    for seed, problem in enumerate(problems):
+        torch.manual_seed(seed)
+        model = _scenarios.network(problem.graph, recipe)
+        regressor = MagnitudeEdgeRegressor(model, problem.graph, **_methods.SETTINGS["regressor"])
+        loader = DataLoader(TensorDataset(problem.x, problem.y), recipe["batch_size"], shuffle=True)
+        optimizer = torch.optim.AdamW(model.parameters(), recipe["lr"], weight_decay=recipe["weight_decay"])
+        for _ in range(recipe["epochs"]):
+            for x, y in loader:
+                regressor.pre_forward()
+                loss = torch.nn.functional.mse_loss(model(x), y)
+                regressor.arm_retained_grads()
+                optimizer.zero_grad()
+                loss.backward()
+                regressor.aux_step()
+                optimizer.step()
+            regressor.maybe_save_best(regressor.evaluate_against(edges[seed])["auc"])
+        first.append(_methods.error(model.eval(), problem.x, problem.y))
+    middle = time.perf_counter()
+    trained = _methods.train_all(problems, recipe, list(range(count)), edges)
+    end = time.perf_counter()
+    second = [_methods.error(m, p.x, p.y) for (m, _), p in zip(trained, problems, strict=True)]
+    difference = max(abs(b / a - 1) for a, b in zip(first, second, strict=True))
+    return {"alone_s": middle - start, "together_s": end - middle, "difference": difference}
 
 
 def apart(first: list[History], second: list[History]) -> float:
@@ -106,6 +143,8 @@ def main() -> None:
     cases: list[tuple[str, str, int, Callable[[], dict[str, float]]]] = [
         ("same samples", norm, count, partial(turn, count, norm)) for norm in norms for count in (1, 2, 5, 16)
     ]
+    for count in (1, 5, 16):
+        cases.append(("regressor", "groupbatch", count, partial(regressor_turn, count, "groupbatch")))
     with tempfile.TemporaryDirectory() as folder:
         cases.append(("demo", DEMO_OPTIONS.norm, DEMO_OPTIONS.folds + 1, partial(demo_turn, Path(folder))))
         rows = []

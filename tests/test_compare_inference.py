@@ -9,8 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
 from sklearn.metrics import roc_auc_score
+from torch.utils.data import DataLoader, TensorDataset
+
+from gsnn.optim.MagnitudeEdgeRegressor import MagnitudeEdgeRegressor
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -32,15 +36,19 @@ def tiny(monkeypatch):
     monkeypatch.setattr(_scenarios, "RECIPES", {"tiers12": TINY, "tiers25": {**TINY, "width": 5}})
     calls = []
 
-    def pretend(problem, recipe, seed, validation_edges):
+    def train(problems, recipe, seeds, validation_edges):
+        return [(recipe["width"], None) for _ in seeds]
+
+    def pretend(problem, width, regressor, seed):
         n = len(problem.graph.node_names_dict["function"])
-        calls.append((recipe["width"], seed))
-        scores = np.random.default_rng([seed, recipe["width"]])
+        calls.append((width, seed))
+        scores = np.random.default_rng([seed, width])
         # All methods that the figures ask for.
         names = ["random", "degree product", "corr, mean", "sv of M", "sv of M, joint", "regressor, last"]
         names += ["kge directed", "|activation| x |gradient|"]
         return {name: scores.random((n, n)) for name in names}, {"test_mse": 0.5 + seed}
 
+    monkeypatch.setattr(_methods, "train_all", train)
     monkeypatch.setattr(_methods, "score_all", pretend)
     return calls
 
@@ -50,7 +58,7 @@ CELLS = [("tiers12", 0), ("tiers25", 0), ("tiers12", 1)]
 
 def test_a_finished_cell_is_never_run_twice(tiny, tmp_path):
     first = compare.run(CELLS, tmp_path, 1, "threading")
-    assert tiny == [(4, 0), (5, 0), (4, 1)]
+    assert tiny == [(4, 0), (4, 1), (5, 0)]
     again = compare.run([*CELLS, ("tiers25", 1)], tmp_path, 1, "threading")
     assert tiny[3:] == [(5, 1)]
     assert again[:3] == first
@@ -64,13 +72,15 @@ def test_a_killed_run_loses_only_the_running_cell(tiny, tmp_path):
         import _methods, _scenarios, compare_inference as compare
         from pathlib import Path
         _scenarios.RECIPES = {_scenarios.RECIPES!r}
-        def score_all(problem, recipe, seed, validation_edges):
-            if seed == 1:
+        def train_all(problems, recipe, seeds, validation_edges):
+            if 1 in seeds:
                 os.kill(os.getpid(), signal.SIGKILL)
+            return [(None, None)]
+        def score_all(problem, model, regressor, seed):
             n = len(problem.graph.node_names_dict["function"])
             return {{"killed run": np.eye(n)}}, {{}}
-        _methods.score_all = score_all
-        compare.run({CELLS!r}, Path({str(tmp_path)!r}), 1, "threading")
+        _methods.train_all, _methods.score_all = train_all, score_all
+        compare.run({CELLS!r}, Path({str(tmp_path)!r}), 1, "threading", together=1)
     """
     code = textwrap.dedent(code)
     done = subprocess.run(
@@ -106,7 +116,12 @@ def test_labels_change_the_checkpoint_and_nothing_else(monkeypatch):
     monkeypatch.setitem(_methods.SETTINGS, "kge epochs", 2)
     problem, validation, test = _scenarios.build("tiny", 0)
     recipe = {**_scenarios.RECIPES["tiny"], "lr": 1e-2, "epochs": 6}
-    found, quality = _methods.score_all(problem, recipe, 0, validation)
+
+    def scored(validation_edges):
+        (trained,) = _methods.train_all([problem], recipe, [0], [validation_edges])
+        return _methods.score_all(problem, *trained, 0)
+
+    found, quality = scored(validation)
     names = problem.graph.node_names_dict["function"]
     kept = set(
         zip(
@@ -118,12 +133,60 @@ def test_labels_change_the_checkpoint_and_nothing_else(monkeypatch):
         )
     )
     others = [(u, v) for u in names for v in names if u != v and (u, v) not in kept and v == "f3"]
-    other, _ = _methods.score_all(problem, recipe, 0, others)
+    other, _ = scored(others)
     changed = [method for method in found if not np.array_equal(found[method], other[method], equal_nan=True)]
     assert changed in ([], ["regressor, best"])
     assert set(quality) == {"train_mse", "test_mse"}
     assert {scores.shape for scores in found.values()} == {(12, 12)}
     assert set(validation) | set(test) <= {(u, v) for u in names for v in names} - kept
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_cells_trained_side_by_side_are_those_trained_alone(monkeypatch, schedule):
+    """Against the loop as a user writes it, drawing from the global generator."""
+    recipe = {**TINY, "width": 5, "dropout": 0.2, "epochs": 3, "schedule": schedule}
+    monkeypatch.setitem(_scenarios.RECIPES, "tiny", recipe)
+    problems, validation, _ = zip(*(_scenarios.build("tiny", seed) for seed in (3, 8)), strict=True)
+    problems[1].y[::7, 2] = torch.nan
+    state = torch.get_rng_state()
+    together = _methods.train_all(problems, recipe, [3, 8], validation)
+    assert torch.equal(torch.get_rng_state(), state)
+    for problem, seed, edges, (found, of_found) in zip(problems, (3, 8), validation, together, strict=True):
+        torch.manual_seed(seed)
+        model = _scenarios.network(problem.graph, recipe)
+        regressor = MagnitudeEdgeRegressor(model, problem.graph, **_methods.SETTINGS["regressor"])
+        loader = DataLoader(TensorDataset(problem.x, problem.y), batch_size=20, shuffle=True)
+        opt = torch.optim.AdamW(model.parameters(), lr=recipe["lr"], weight_decay=recipe["weight_decay"])
+        rates = torch.optim.lr_scheduler.CosineAnnealingLR(opt, 6)
+        best = (-1.0, torch.zeros(0))
+        for _ in range(3):
+            for x, y in loader:
+                regressor.pre_forward()
+                yhat, measured = model(x), ~y.isnan()
+                loss = torch.nn.functional.mse_loss(yhat[measured], y[measured])
+                regressor.arm_retained_grads()
+                opt.zero_grad()
+                loss.backward()
+                regressor.aux_step()
+                opt.step()
+                if schedule == "cosine":
+                    rates.step()
+            auc = regressor.evaluate_against(edges)["auc"]
+            if auc > best[0]:
+                best = auc, regressor.W.detach().clone()
+        assert not found.training
+        for name, value in model.state_dict().items():
+            torch.testing.assert_close(found.state_dict()[name], value, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(of_found.W, regressor.W, rtol=1e-3, atol=1e-6)
+        of_found.load_best()
+        torch.testing.assert_close(of_found.W.detach(), best[1], rtol=1e-3, atol=1e-6)
+        assert best[1].abs().max() > 1e-3
+
+
+def test_lots_are_of_one_scenario_and_cells_early_first():
+    cells = [(name, seed) for seed in range(3) for name in "ab"]
+    assert compare.lots_of(cells, 2) == [[("a", 0), ("a", 1)], [("b", 0), ("b", 1)], [("a", 2)], [("b", 2)]]
+    assert compare.lots_of(cells, 1) == [[cell] for cell in cells]
 
 
 @pytest.mark.parametrize("name", list(_scenarios.RECIPES))

@@ -70,7 +70,7 @@ def forward(state: Tensor, weights: Sequence[Weights], form: Form, plan: Plan, k
             shape = (plan.n_nodes, 1 if 1 in form.dims else form.channels, 1)
             scale, mean = now.new_empty(shape), now.new_empty(shape)
         if form.inside:
-            z, read = (_captured(plan, form, samples, now) for _ in range(2))
+            z, read = (new_capture(plan, form.channels, samples, now) for _ in range(2))
             before.append(z)
             aside.append(read)
         elif form.aside:
@@ -91,9 +91,9 @@ def forward(state: Tensor, weights: Sequence[Weights], form: Form, plan: Plan, k
     return Passed(result, kept, statistics, aside, before)
 
 
-def _captured(plan: Plan, form: Form, samples: int, like: Tensor) -> Tensor:
+def new_capture(plan: Plan, channels: int, samples: int, like: Tensor) -> Tensor:
     """(B, N*C) uninitialised, samples innermost: (N, C, B) for the passes."""
-    return empty(plan, (plan.n_nodes * form.channels, samples), like, turned=True)
+    return empty(plan, (plan.n_nodes * channels, samples), like, turned=True)
 
 
 def backward(
@@ -137,7 +137,7 @@ def backward(
         alive.append(now)
         captured: tuple[Tensor | None, Tensor | None] = (None, None)
         if form.inside:
-            before, aside = _captured(plan, form, samples, now), _captured(plan, form, samples, now)
+            before, aside = (new_capture(plan, form.channels, samples, now) for _ in range(2))
             captured = before, aside
             inner.append(Inner(now, aside, before))
         read_grad = read_grads[k]
@@ -214,7 +214,9 @@ def backward_part(
     if after is None:
         after = torch.zeros_like(state)
     dots = torch.empty(plan.n_nodes + 1, dtype=torch.float64) if wanted[6] else None
-    result = empty(plan, state.shape, state) if part == "in" else _captured(plan, form, samples, state)
+    result = (
+        empty(plan, state.shape, state) if part == "in" else new_capture(plan, form.channels, samples, state)
+    )
     block = BlockArguments(
         *_inputs(state, w, form, plan, samples),
         *(None,) * 5,

@@ -4,17 +4,22 @@ Every network keeps its plan, its batch and its weights, one flat vector for eac
 :mod:`gsnn.kernels.compiled` run over one network after the other. What is saved is everything around them:
 one operation of autograd for all networks, and arguments filled in by table instead of one by one. Each
 network is computed by the very calls that would compute it alone, so the results are the same.
+
+Captures (``Form.inside``) are a second operation before the first, of whose results they are: the backward
+pass of all blocks hands each its full gradient, for whoever reads it by a hook. That of the captures then
+has nothing left to do, and refuses whatever else has been added to them.
 """
 
 import ctypes
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from gsnn.kernels import compiled as native
+from gsnn.kernels._passes import new_capture
 from gsnn.kernels.form import Form
 from gsnn.kernels.plan import Plan
 from gsnn.kernels.registry import asked
@@ -218,6 +223,112 @@ def _together(tasks: Sequence[tuple[Any, ...]]) -> int:
     return failed
 
 
+class Captured(NamedTuple):
+    """What passes inside one block of one network, each (B, N*C), nodes in the given order.
+
+    Attributes:
+        before: the result of ``lin_in``.
+        aside: what ``lin_out`` reads.
+    """
+
+    before: Tensor
+    aside: Tensor
+
+
+class _Made(NamedTuple):
+    """What a forward pass leaves: as :func:`run_side_by_side` gives it, and the states between the blocks."""
+
+    result: Tensor
+    between: Tensor
+    scale: Tensor | None
+    mean: Tensor | None
+    captured: dict[int, list[Captured]]
+
+
+@torch.no_grad()
+def _forward(
+    side: Side,
+    form: Form,
+    samples: np.ndarray,
+    factors: Sequence[Sequence[Tensor]] | None,
+    watched: Sequence[int],
+    keep: bool,
+    state: Tensor,
+    flats: Sequence[Tensor],
+) -> _Made:
+    table = _table(side, form, state, samples, flats)
+    _fill_factors(table, side, factors)
+    L, starts = side.layers, _starts(side, state)
+    result = torch.empty_like(state)
+    between = state.new_empty(L - 1 if keep else min(L - 1, 2), *state.shape)
+    inner = [between[k % len(between)] for k in range(L - 1)]
+    pointers = np.array([t.data_ptr() for t in (state, *inner, result)])
+    table[..., _COLUMN["state"]] = starts + pointers[:-1]
+    table[..., _COLUMN["result"]] = starts + pointers[1:]
+    scale = mean = None
+    if form.over_batch and form.dims is not None:
+        per_node = 1 if 1 in form.dims else side.channels
+        scale, mean = (state.new_empty(L, side.nodes[-1] * per_node) for _ in range(2))
+        step = np.arange(L) * scale.shape[1] + np.array(side.nodes[:-1])[:, None] * per_node
+        for name, statistic in (("stat_scale", scale), ("stat_mean", mean)):
+            table[..., _COLUMN[name]] = statistic.data_ptr() + step * state.element_size()
+    captured = _captures(table, side, samples, state, watched, ("before", "aside"))
+    _run(side, table, 0)
+    return _Made(result, between, scale, mean, captured)
+
+
+def _captures(
+    table: np.ndarray,
+    side: Side,
+    samples: np.ndarray,
+    like: Tensor,
+    watched: Sequence[int],
+    fields: tuple[str, str],
+) -> dict[int, list[Captured]]:
+    """Memory for two captures of every block of the watched networks, written to by the fields."""
+    made = {}
+    for network in watched:
+        plan, size = side.plans[network], int(samples[network])
+        made[network] = [
+            Captured(*(new_capture(plan, side.channels, size, like) for _ in fields))
+            for _ in range(side.layers)
+        ]
+        for k, name in enumerate(fields):
+            table[network, :, _COLUMN[name]] = [pair[k].data_ptr() for pair in made[network]]
+    return made
+
+
+class _Handed:
+    """The gradients at the captures that one backward pass has found, and what they were when it did."""
+
+    def __init__(self) -> None:
+        self.grads: list[tuple[Tensor, int]] = []
+
+
+class _Captures(torch.autograd.Function):
+    """From the state and the weights to what passes inside the blocks, computed already."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, handed: _Handed, made: Sequence[Tensor], state: Tensor, *flats: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.handed = handed
+        ctx.set_materialize_grads(False)
+        return tuple(made)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        known, ctx.handed.grads = ctx.handed.grads, []
+        missing = [(None, 0)] * len(grads)
+        for grad, (handed, version) in zip(grads, known or missing, strict=True):
+            if grad is not None and (grad is not handed or grad._version != version):
+                raise RuntimeError(
+                    "captures of networks side by side can be read, and their gradients, but neither be in "
+                    "a loss nor have their gradients changed: train this network alone (gsnn.train.fit)"
+                )
+        return (None,) * len(ctx.needs_input_grad)
+
+
 class _Blocks(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -226,40 +337,21 @@ class _Blocks(torch.autograd.Function):
         form: Form,
         samples: np.ndarray,
         factors: Sequence[Sequence[Tensor]] | None,
-        keep: bool,
+        watched: Sequence[int],
+        handed: _Handed,
+        made: _Made,
         state: Tensor,
-        *flats: Tensor,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        table = _table(side, form, state, samples, flats)
-        _fill_factors(table, side, factors)
-        L, starts = side.layers, _starts(side, state)
-        result = torch.empty_like(state)
-        between = state.new_empty(L - 1 if keep else min(L - 1, 2), *state.shape)
-        inner = [between[k % len(between)] for k in range(L - 1)]
-        pointers = np.array([t.data_ptr() for t in (state, *inner, result)])
-        table[..., _COLUMN["state"]] = starts + pointers[:-1]
-        table[..., _COLUMN["result"]] = starts + pointers[1:]
-        scale = mean = None
-        if form.over_batch and form.dims is not None:
-            per_node = 1 if 1 in form.dims else side.channels
-            scale, mean = (state.new_empty(L, side.nodes[-1] * per_node) for _ in range(2))
-            step = np.arange(L) * scale.shape[1] + np.array(side.nodes[:-1])[:, None] * per_node
-            for name, statistic in (("stat_scale", scale), ("stat_mean", mean)):
-                table[..., _COLUMN[name]] = statistic.data_ptr() + step * state.element_size()
-        _run(side, table, 0)
+        *tensors: Tensor,  # the flat weights, then the captures
+    ) -> Tensor:
         ctx.side, ctx.form, ctx.samples, ctx.factors = side, form, samples, factors
-        if keep:
-            ctx.save_for_backward(state, between, *flats)
-        ctx.mark_non_differentiable(*(t for t in (scale, mean) if t is not None))
-        ctx.set_materialize_grads(False)
-        return result, scale, mean
+        ctx.watched, ctx.handed = watched, handed
+        ctx.save_for_backward(state, made.between, *tensors[: len(side.plans)])
+        return made.result
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> Any:
-        nothing = (None, None, None, None, None)
-        if grad is None:
-            return *nothing, *(None for _ in ctx.needs_input_grad[5:])
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        nothing = (None,) * 7
         side: Side = ctx.side
         state, between, *flats = ctx.saved_tensors
         L, starts, item = side.layers, _starts(side, state), state.element_size()
@@ -272,7 +364,7 @@ class _Blocks(torch.autograd.Function):
         given = [*through[1:], grad]
         table[..., _COLUMN["grad"]] = starts + np.array([t.data_ptr() for t in given])
         table[..., _COLUMN["next"]] = starts + np.array([t.data_ptr() for t in through])
-        if not ctx.needs_input_grad[5]:
+        if not ctx.needs_input_grad[7]:
             table[:, 0, _COLUMN["next"]] = 0
 
         # Blocks that share their weights each write a gradient, in a row of its own.
@@ -292,6 +384,8 @@ class _Blocks(torch.autograd.Function):
             step = np.arange(L) * dots.shape[1] + dot_start[:-1, None]
             table[..., _COLUMN["dots"]] = dots.ctypes.data + step * 8
         gates = table.view(np.float64)[..., _COLUMN["gate"]]
+        fields = ("before_grad", "aside_grad")
+        inside = _captures(table, side, ctx.samples, state, ctx.watched, fields)
         _run(side, np.ascontiguousarray(table[:, ::-1]), 1)
         if dots is not None:
             sums = np.add.reduceat(dots, dot_start[:-1], axis=1).T * (gates > 0)
@@ -300,8 +394,10 @@ class _Blocks(torch.autograd.Function):
         total = grads[0]
         for further in grads[1:]:  # in the order in which autograd adds them up for a network alone
             total += further
-        state_grad = through[0] if ctx.needs_input_grad[5] else None
-        return *nothing, state_grad, *total.split(sizes.tolist())
+        at_captures = [t for blocks in inside.values() for pair in blocks for t in pair]
+        ctx.handed.grads = [(t, t._version) for t in at_captures]
+        state_grad = through[0] if ctx.needs_input_grad[7] else None
+        return *nothing, state_grad, *total.split(sizes.tolist()), *at_captures
 
 
 def run_side_by_side(
@@ -311,7 +407,8 @@ def run_side_by_side(
     form: Form,
     samples: Sequence[int],
     factors: Sequence[Sequence[Tensor]] | None,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    watched: Sequence[int] = (),
+) -> tuple[Tensor, Tensor | None, Tensor | None, dict[int, list[Captured]]]:
     """The blocks of every network, as :func:`gsnn.kernels.stack.run_blocks` runs those of one.
 
     Args:
@@ -322,11 +419,24 @@ def run_side_by_side(
         samples: how many of the W columns each network has.
         factors: for each network and block the constant factor (N, C, samples) on its channels, nodes in
             plan order, or None.
+        watched: the numbers of the networks whose captures are wanted.
 
     Returns:
-        The new state (R, W), meaningless beyond the samples of each network; and where the norm is over
+        The new state (R, W), meaningless beyond the samples of each network; where the norm is over
         the batch ``1 / sqrt(v + 1e-5)`` and the mean, each (L, sum N) or (L, sum N * C), nodes in plan
-        order, else None and None. Gradients for the result must be 0 beyond the samples.
+        order, else None and None; and of each watched network the captures of its blocks, which get their
+        full gradients and may be in no other loss. Gradients for the result must be 0 beyond the samples.
     """
     keep = torch.is_grad_enabled() and any(flat.requires_grad for flat in (state, *flats))
-    return _Blocks.apply(side, form, np.array(samples), factors, keep, state, *flats)
+    counts = np.array(samples)
+    made = _forward(side, form, counts, factors, watched, keep, state, flats)
+    result, captured = made.result, made.captured
+    if keep:
+        handed, inside = _Handed(), [t for blocks in captured.values() for pair in blocks for t in pair]
+        if inside:
+            inside = list(_Captures.apply(handed, inside, state, *flats))
+            pairs = iter([Captured(*inside[k : k + 2]) for k in range(0, len(inside), 2)])
+            captured = {k: [next(pairs) for _ in blocks] for k, blocks in captured.items()}
+        arguments = side, form, counts, factors, watched, handed, made
+        result = _Blocks.apply(*arguments, state, *flats, *inside)
+    return result, made.scale, made.mean, captured

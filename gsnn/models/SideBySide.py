@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gsnn.captures import Mode
 from gsnn.graph.container import NODE_TYPES
 from gsnn.kernels import side_by_side as kernel
 from gsnn.kernels.bucketed import read_outputs
@@ -45,9 +46,17 @@ class SideBySide(torch.nn.Module):
     Attributes:
         weights: K flat parameters.
         statistics: (2, S) running means and variances of all members, or None.
+        networks: the K members. They share memory with ``weights`` and ``statistics``, so they compute what
+            the members compute now, but autograd knows their parameters as tensors of their own: train
+            through ``weights``. After a forward pass of all, their captures are those of this pass, for an
+            edge regressor or whoever reads them: ``MagnitudeEdgeRegressor(together.networks[k], graph)``.
         generators: None, or K generators of the members' device (CPU or CUDA) from which the members draw
             their dropout, so that each draws what it would draw alone after ``torch.manual_seed`` with its
             generator's seed.
+
+    Captures (:mod:`gsnn.captures`) that are on can be read with their full gradients, by hooks,
+    ``retain_grad()`` and ``torch.autograd.grad``. Where one operation computes all members they may be in no
+    loss: its backward pass is a RuntimeError then. Captures aside may; members then run one after the other.
 
     Raises:
         TypeError: something else than GSNNs.
@@ -60,20 +69,21 @@ class SideBySide(torch.nn.Module):
         super().__init__()
         models = list(models)
         check_alike(models)
-        self._templates = tuple(copied(model) for model in models)
+        self.networks = tuple(copied(model) for model in models)
         first = models[0]
         self._layouts = [_layout(model) for model in models]
         self.weights = torch.nn.ParameterList(
             torch.cat([param.detach().reshape(-1) for param in model.parameters()]) for model in models
         )
         self._norms = [
-            [block.norm for block in model._blocks if block.norm.over_batch] for model in self._templates
+            [block.norm for block in model._blocks if block.norm.over_batch] for model in self.networks
         ]
         found = [[getattr(norm, name) for norms in self._norms for norm in norms] for name in _STATISTICS]
         kept = torch.stack([torch.cat(parts) for parts in found]) if found[0] else None
         self.register_buffer("statistics", kept)
         self.generators: list[torch.Generator] | None = None
-        self._share_statistics()
+        self._share()
+        self.register_load_state_dict_post_hook(_share_again)  # it may have put other tensors in place
         self._side: kernel.Side | None = None
         self._union: Plan | None = None
         self._bound_to: list[torch.Tensor] | None = None
@@ -83,7 +93,7 @@ class SideBySide(torch.nn.Module):
         self.train(first.training)
 
     def __len__(self) -> int:
-        return len(self._templates)
+        return len(self.networks)
 
     def forward(self, x: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
         """Predict the outputs of all members.
@@ -111,7 +121,7 @@ class SideBySide(torch.nn.Module):
 
     def members(self) -> list[GSNN]:
         """K GSNNs of their own with the weights, running statistics and modes as they are now."""
-        models = [copied(template) for template in self._templates]
+        models = [copied(network) for network in self.networks]
         for number, model in enumerate(models):
             self.write(number, model)
         return models
@@ -130,15 +140,15 @@ class SideBySide(torch.nn.Module):
     def train(self, mode: bool = True) -> "SideBySide":
         """Training or eval mode of all members."""
         super().train(mode)
-        for template in self._templates:
-            template.train(mode)
+        for network in self.networks:
+            network.train(mode)
         return self
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "SideBySide":
         super()._apply(fn, recurse)
-        for template in self._templates:
-            template._apply(fn)
-        self._share_statistics()
+        for network in self.networks:
+            network._apply(fn)
+        self._share()
         self._side = self._union = self._bound_to = None
         return self
 
@@ -154,8 +164,12 @@ class SideBySide(torch.nn.Module):
     def __reduce__(self) -> tuple[Any, ...]:
         return SideBySide, (self.members(),)
 
-    def _share_statistics(self) -> None:
-        """Let the members' running statistics be parts of the one tensor."""
+    def _share(self) -> None:
+        """Let the members' parameters and running statistics be parts of the tensors that hold all."""
+        for member, network in enumerate(self.networks):
+            state = self._state(member)
+            for name, param in network.named_parameters():
+                param.data = state[name].detach()
         if self.statistics is None:
             return
         start = 0
@@ -186,9 +200,9 @@ class SideBySide(torch.nn.Module):
             if len(batches) != K:
                 raise ValueError(f"x must have {K} tensors, one for each member, got {len(batches)}")
         shared = len(set(self.n_inputs)) == 1 and all(batch is batches[0] for batch in batches)
-        for k, template in enumerate(self._templates):
+        for k, network in enumerate(self.networks):
             if k == 0 or not shared:
-                template._check_input(batches[k])
+                network._check_input(batches[k])
         return batches
 
     def _outputs(self, batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -198,26 +212,26 @@ class SideBySide(torch.nn.Module):
 
     def _too_large(self, batches: Sequence[torch.Tensor]) -> bool:
         """Whether the states of all members should not be held at once where nothing has to be kept."""
-        n_rows = sum(template.plan.n_rows for template in self._templates)
+        n_rows = sum(network.plan.n_rows for network in self.networks)
         return n_rows * max(map(len, batches)) > _PASS_VALUES
 
     def _fusible(self, batches: Sequence[torch.Tensor]) -> bool:
         return (
             all(len(batch) for batch in batches)
-            and all(_runs_compiled(template) for template in self._templates)
+            and all(_runs_compiled(network) for network in self.networks)
             and kernel.usable(list(self.weights))
         )
 
     def kernel_cases(self, x: torch.Tensor | Sequence[torch.Tensor]) -> list[Case]:
         """How the blocks of each member in turn would be run for x, as :meth:`forward` takes it."""
-        pairs = zip(self._templates, self._batches(x), strict=True)
-        return [case for template, batch in pairs for case in template.kernel_cases(batch)]
+        pairs = zip(self.networks, self._batches(x), strict=True)
+        return [case for network, batch in pairs for case in network.kernel_cases(batch)]
 
     def one(self, member: int, x: torch.Tensor) -> torch.Tensor:
         """(B, N_out) of one member alone, for x (B, N_in)."""
-        template = self._templates[member]
-        with self._drawing_from(member), with_parameters(template, self._state(member)):
-            return template(x)
+        network = self.networks[member]
+        with self._drawing_from(member), with_parameters(network, self._state(member)):
+            return network(x)
 
     def snapshot(self, member: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Copies of a member's weights (T,) and running statistics (2, S), for :meth:`restore`."""
@@ -238,7 +252,7 @@ class SideBySide(torch.nn.Module):
     @contextlib.contextmanager
     def _drawing_from(self, member: int) -> Iterator[None]:
         """Let the device's global generator be the member's own, where there is one."""
-        if self.generators is None or not self.training or self._templates[0].config["dropout"] == 0:
+        if self.generators is None or not self.training or self.networks[0].config["dropout"] == 0:
             yield
             return
         device, generator = self.weights[member].device, self.generators[member]
@@ -254,49 +268,56 @@ class SideBySide(torch.nn.Module):
 
     def _factors(self, samples: Sequence[int]) -> list[list[torch.Tensor]] | None:
         """Dropout of every block of each member, drawn in the order in which the member alone draws it."""
-        p = self._templates[0].config["dropout"]
+        p = self.networks[0].config["dropout"]
         if not p or not self.training:
             return None
         factors = []
-        for k, (template, size) in enumerate(zip(self._templates, samples, strict=True)):
+        for k, (network, size) in enumerate(zip(self.networks, samples, strict=True)):
             generator = None if self.generators is None else self.generators[k]
-            like, shape = self.weights[k], (template.plan.n_nodes, template.channels, size)
+            like, shape = self.weights[k], (network.plan.n_nodes, network.channels, size)
             factors.append(
                 [
                     like.new_empty(shape).bernoulli_(1 - p, generator=generator).div_(1 - p)
-                    for _ in range(template.layers)
+                    for _ in range(network.layers)
                 ]
             )
         return factors
 
     def _fused(self, batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         side, union = self._prepared()
-        template = self._templates[0]
+        network = self.networks[0]
         samples = [len(batch) for batch in batches]
         width = -(-max(samples) // LANES) * LANES
         fed = torch.cat([torch.nn.functional.pad(b.t(), (0, width - len(b))) for b in batches])
         state = fed.new_zeros(side.rows[-1], width).index_copy(
             0, self._fed_rows, fed.index_select(0, union.input_of_row)
         )
-        norm = template._blocks[0].norm
-        form = Form(template.channels, norm.dims, norm.centre)
+        norm = network._blocks[0].norm
+        form = Form(network.channels, norm.dims, norm.centre)
         factors = self._factors(samples)
         weights = [w if s is None else bound(w, s) for w, s in zip(self.weights, self._signs(), strict=True)]
-        state, scale, mean = kernel.run_side_by_side(state, weights, side, form, samples, factors)
+        watched = [k for k, network in enumerate(self.networks) if _captures_of(network)]
+        state, scale, mean, captured = kernel.run_side_by_side(
+            state, weights, side, form, samples, factors, watched
+        )
+        for k, found in captured.items():
+            for block, (before, after) in zip(self.networks[k]._blocks, found, strict=True):
+                if block.capture.mode == "on":
+                    block.capture.leave(before, after)
         if scale is not None and mean is not None:
             self._update_statistics(scale, mean, samples)
-        depth = template.layers**-0.5 if template.residual else 1.0
+        depth = network.layers**-0.5 if network.residual else 1.0
         columns = read_outputs(state, depth, union).split(self.n_outputs, dim=1)
         return [output[:size] for output, size in zip(columns, samples, strict=True)]
 
     def _signs(self) -> list[torch.Tensor | None]:
         """What each member's flat weights are bound to, in their order; None where they are free."""
-        if self._templates[0].config["edge_signs"] == "free":
+        if self.networks[0].config["edge_signs"] == "free":
             return [None] * len(self)
         if self._bound_to is None:
             self._bound_to = [
-                torch.cat([sign.reshape(-1) for sign in signs_of_parameters(template)])
-                for template in self._templates
+                torch.cat([sign.reshape(-1) for sign in signs_of_parameters(network)])
+                for network in self.networks
             ]
         return list(self._bound_to)
 
@@ -304,20 +325,20 @@ class SideBySide(torch.nn.Module):
         """Where everything lies, and a plan of the union whose rows are those of the members in turn."""
         if self._side is not None and self._union is not None:
             return self._side, self._union
-        templates = self._templates
-        offsets = np.array([_offsets(t, layout) for t, layout in zip(templates, self._layouts, strict=True)])
-        first = templates[0].config
+        networks = self.networks
+        offsets = np.array([_offsets(t, layout) for t, layout in zip(networks, self._layouts, strict=True)])
+        first = networks[0].config
         learnt = bool(first["residual"] and first["learn_residual"])
         side = kernel.Side(
-            [template.plan for template in templates],
+            [network.plan for network in networks],
             first["channels"],
             offsets,
             learnt,
             float(first["residual"]),
             first["share_layers"] and first["layers"] > 1,
         )
-        sizes = [tuple(len(t.graph.node_names_dict[kind]) for kind in NODE_TYPES) for t in templates]
-        union, self._fed_rows = kernel.union_plan(side, [t.edge_index for t in templates], sizes)
+        sizes = [tuple(len(t.graph.node_names_dict[kind]) for kind in NODE_TYPES) for t in networks]
+        union, self._fed_rows = kernel.union_plan(side, [t.edge_index for t in networks], sizes)
         self._side, self._union = side, union
         return side, union
 
@@ -333,7 +354,7 @@ class SideBySide(torch.nn.Module):
             found.append(given.split(np.diff(side.nodes).tolist(), dim=1))
         means = torch.cat([part.reshape(-1) for part in found[0]])
         variances = torch.cat([part.reshape(-1) for part in found[1]])
-        each = 1 if self._templates[0].norm == "batch" else side.channels
+        each = 1 if self.networks[0].norm == "batch" else side.channels
         counts = [size * each for size in samples]
         sizes = torch.tensor([part.numel() for part in found[0]])
         correction = torch.tensor([n / max(n - 1, 1) for n in counts], dtype=variances.dtype)
@@ -342,6 +363,10 @@ class SideBySide(torch.nn.Module):
             known = torch.tensor([n > 1 for n in counts]).repeat_interleave(sizes)
             variances = torch.where(known, variances, self.statistics[1])
         self.statistics.lerp_(torch.stack([means, variances]), MOMENTUM)
+
+
+def _share_again(together: SideBySide, _: Any) -> None:
+    together._share()
 
 
 def side_by_side(models: Sequence[GSNN]) -> SideBySide:
@@ -386,4 +411,10 @@ def _runs_compiled(model: GSNN) -> bool:
         and blocks[0].fusible(None)
         and (norm.kind == "none" or norm.dims is not None)
         and all(block.lin_in.kept is None and block.lin_out.kept is None for block in blocks)
+        and "aside" not in _captures_of(model)
     )
+
+
+def _captures_of(model: GSNN) -> set[Mode]:
+    """The modes of the captures that are not off."""
+    return {block.capture.mode for block in model._blocks} - {"off"}
