@@ -12,6 +12,7 @@ has nothing left to do, and refuses whatever else has been added to them.
 
 import ctypes
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -29,6 +30,8 @@ Tensor = torch.Tensor
 #: A block's parameters, in the order of the offsets; -1 where a block has none.
 WEIGHTS = ("in_values", "in_bias", "scale", "shift", "out_values", "out_bias", "residual")
 _POINTED = WEIGHTS[:-1]
+#: What is worked out for given numbers of samples is kept for so many of them; a training has two.
+KEPT = 16
 _COLUMN = {field[0]: k for k, field in enumerate(native.BlockArguments._fields_)}
 
 
@@ -63,22 +66,67 @@ class Side:
         self.layers = offsets.shape[1]
         self.rows = [0, *accumulate(plan.n_rows for plan in plans)]
         self.nodes = [0, *accumulate(plan.n_nodes for plan in plans)]
+        self._sizes: dict[tuple[Any, ...], np.ndarray] = {}
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_entries"}
-
-    @property
+    @cached_property
     def entries(self) -> list[int]:
         """Address of each plan as the compiled passes read it."""
-        if not hasattr(self, "_entries"):
-            # Held by the plans themselves; the addresses live as long as these.
-            self._entries = [ctypes.addressof(native._of(plan).arguments) for plan in self.plans]
-        return self._entries
+        # Held by the plans themselves; the addresses live as long as these.
+        return [ctypes.addressof(native._of(plan).arguments) for plan in self.plans]
 
-    def order_of_nodes(self) -> Tensor:
-        """(sum N,) for each node in the given order, its place among all networks' plan orders."""
-        starts = zip(self.plans, self.nodes, strict=False)
-        return torch.cat([plan.rank + start for plan, start in starts])
+    @cached_property
+    def work(self) -> list[int]:
+        """Multiplications of a block of each network, for one channel and sample."""
+        return [native._of(plan).work for plan in self.plans]
+
+    @cached_property
+    def row_starts(self) -> np.ndarray:
+        """(K, 1) first row of each network."""
+        return np.array(self.rows[:-1])[:, None]
+
+    def places(self, sizes: Sequence[int]) -> np.ndarray:
+        """(K, L, 7) where the gradient of each weight lies if those of all networks lie in turn.
+
+        Blocks that share their weights each write one, L pieces of memory as long as all networks' weights.
+        """
+        begin = np.array([0, *accumulate(sizes)])
+        copies = np.arange(self.layers) * begin[-1] if self.shared else np.zeros(self.layers, np.int64)
+        return begin[:-1, None, None] + copies[:, None] + self.offsets
+
+    def table(self, form: Form, dtype: torch.dtype, width: int, samples: Sequence[int]) -> np.ndarray:
+        """(K, L, fields) arguments of the passes, sizes and fixed gates filled in; the caller's to change."""
+        key = form.dims, form.centre, dtype, width, tuple(samples)
+        made = self._sizes.get(key)
+        if made is None:
+            made = np.zeros((len(self.plans), self.layers, len(_COLUMN)), np.int64)
+            for name, value in (
+                ("is_double", dtype == torch.float64),
+                ("channels", self.channels),
+                ("samples", np.array(samples)[:, None]),
+                ("width", width),
+                ("norm", native.NORMS[form.dims]),
+                ("centre", form.centre),
+            ):
+                made[..., _COLUMN[name]] = value
+            made.view(np.float64)[..., _COLUMN["gate"]] = self.gate
+            if len(self._sizes) >= KEPT:
+                self._sizes.clear()
+            self._sizes[key] = made
+        return made.copy()
+
+    def order_of_statistics(self, per_node: int) -> Tensor:
+        """(S,) for the statistics of all networks, blocks and nodes in the given order, where they lie.
+
+        That is among those of all blocks and all networks' nodes in plan order, ``per_node`` to a node.
+        """
+        each = torch.arange(per_node)
+        return torch.cat(
+            [
+                ((block * self.nodes[-1] + start + plan.rank)[:, None] * per_node + each).reshape(-1)
+                for plan, start in zip(self.plans, self.nodes, strict=False)
+                for block in range(self.layers)
+            ]
+        )
 
 
 def union_plan(side: Side, edges: Sequence[Tensor], sizes: Sequence[tuple[int, ...]]) -> tuple[Plan, Tensor]:
@@ -120,30 +168,19 @@ def usable(flats: Sequence[Tensor]) -> bool:
     return "compiled" in asked() and native.usable(flats)
 
 
-def _table(side: Side, form: Form, state: Tensor, samples: np.ndarray, flats: Sequence[Tensor]) -> np.ndarray:
-    """(K, L, fields) arguments with the sizes, the gates and the weights filled in."""
-    item = state.element_size()
-    table = np.zeros((len(flats), side.layers, len(_COLUMN)), np.int64)
-    for name, value in (
-        ("is_double", state.dtype == torch.float64),
-        ("channels", side.channels),
-        ("samples", samples[:, None]),
-        ("width", state.shape[1]),
-        ("norm", native.NORMS[form.dims]),
-        ("centre", form.centre),
-    ):
-        table[..., _COLUMN[name]] = value
-    gates = table.view(np.float64)[..., _COLUMN["gate"]]
-    gates[:] = side.gate
-    if side.learnt:
-        for network, flat in enumerate(flats):
-            residuals = flat.detach().numpy()[side.offsets[network, :, WEIGHTS.index("residual")]]
-            np.maximum(residuals, 0, out=gates[network], casting="unsafe")
+def _point_to_weights(table: np.ndarray, side: Side, flats: Sequence[Tensor]) -> None:
     bases = np.array([flat.data_ptr() for flat in flats])
     for k, name in enumerate(_POINTED):
         if side.offsets[0, 0, k] >= 0:
-            table[..., _COLUMN[name]] = bases[:, None] + side.offsets[..., k] * item
-    return table
+            table[..., _COLUMN[name]] = bases[:, None] + side.offsets[..., k] * flats[0].element_size()
+
+
+def _fill_gates(table: np.ndarray, side: Side, flats: Sequence[Tensor]) -> None:
+    if side.learnt:
+        gates = table.view(np.float64)[..., _COLUMN["gate"]]
+        for network, flat in enumerate(flats):
+            residuals = flat.detach().numpy()[side.offsets[network, :, WEIGHTS.index("residual")]]
+            np.maximum(residuals, 0, out=gates[network], casting="unsafe")
 
 
 def _fill_factors(table: np.ndarray, side: Side, factors: Sequence[Sequence[Tensor]] | None) -> None:
@@ -156,7 +193,7 @@ def _fill_factors(table: np.ndarray, side: Side, factors: Sequence[Sequence[Tens
 
 def _starts(side: Side, state: Tensor) -> np.ndarray:
     """(K, 1) bytes from the beginning of a state to each network's rows."""
-    return np.array(side.rows[:-1])[:, None] * (state.shape[1] * state.element_size())
+    return side.row_starts * (state.shape[1] * state.element_size())
 
 
 def _run(side: Side, table: np.ndarray, backward: int) -> None:
@@ -189,10 +226,10 @@ def _run(side: Side, table: np.ndarray, backward: int) -> None:
             failed |= passes(network, side.plans[network].n_nodes)
         return failed
 
-    side.entries  # noqa: B018  filled in before threads ask for it
+    side.entries  # noqa: B018  made before threads ask for it
     threads = torch.get_num_threads()
     values = side.channels * int(table[0, 0, _COLUMN["width"]])
-    sizes = [native._of(plan).work * values for plan in side.plans]
+    sizes = [work * values for work in side.work]
     tasks: list[list[tuple[Any, ...]]]
     if threads == 1 or sum(sizes) < native._WORTH_A_THREAD:
         tasks = [[(work, range(n_networks))]]
@@ -240,23 +277,25 @@ class _Made(NamedTuple):
 
     result: Tensor
     between: Tensor
-    scale: Tensor | None
-    mean: Tensor | None
+    statistics: Tensor | None
     captured: dict[int, list[Captured]]
+    table: np.ndarray
 
 
 @torch.no_grad()
 def _forward(
     side: Side,
     form: Form,
-    samples: np.ndarray,
+    samples: Sequence[int],
     factors: Sequence[Sequence[Tensor]] | None,
     watched: Sequence[int],
     keep: bool,
     state: Tensor,
     flats: Sequence[Tensor],
 ) -> _Made:
-    table = _table(side, form, state, samples, flats)
+    table = side.table(form, state.dtype, state.shape[1], samples)
+    _point_to_weights(table, side, flats)
+    _fill_gates(table, side, flats)
     _fill_factors(table, side, factors)
     L, starts = side.layers, _starts(side, state)
     result = torch.empty_like(state)
@@ -265,22 +304,22 @@ def _forward(
     pointers = np.array([t.data_ptr() for t in (state, *inner, result)])
     table[..., _COLUMN["state"]] = starts + pointers[:-1]
     table[..., _COLUMN["result"]] = starts + pointers[1:]
-    scale = mean = None
+    statistics = None
     if form.over_batch and form.dims is not None:
         per_node = 1 if 1 in form.dims else side.channels
-        scale, mean = (state.new_empty(L, side.nodes[-1] * per_node) for _ in range(2))
-        step = np.arange(L) * scale.shape[1] + np.array(side.nodes[:-1])[:, None] * per_node
-        for name, statistic in (("stat_scale", scale), ("stat_mean", mean)):
-            table[..., _COLUMN[name]] = statistic.data_ptr() + step * state.element_size()
+        statistics = state.new_empty(2, L, side.nodes[-1] * per_node)
+        step = np.arange(L) * statistics.shape[2] + np.array(side.nodes[:-1])[:, None] * per_node
+        for name, one in zip(("stat_mean", "stat_scale"), statistics, strict=True):
+            table[..., _COLUMN[name]] = one.data_ptr() + step * state.element_size()
     captured = _captures(table, side, samples, state, watched, ("before", "aside"))
     _run(side, table, 0)
-    return _Made(result, between, scale, mean, captured)
+    return _Made(result, between, statistics, captured, table)
 
 
 def _captures(
     table: np.ndarray,
     side: Side,
-    samples: np.ndarray,
+    samples: Sequence[int],
     like: Tensor,
     watched: Sequence[int],
     fields: tuple[str, str],
@@ -288,7 +327,7 @@ def _captures(
     """Memory for two captures of every block of the watched networks, written to by the fields."""
     made = {}
     for network in watched:
-        plan, size = side.plans[network], int(samples[network])
+        plan, size = side.plans[network], samples[network]
         made[network] = [
             Captured(*(new_capture(plan, side.channels, size, like) for _ in fields))
             for _ in range(side.layers)
@@ -334,8 +373,7 @@ class _Blocks(torch.autograd.Function):
     def forward(
         ctx: Any,
         side: Side,
-        form: Form,
-        samples: np.ndarray,
+        samples: Sequence[int],
         factors: Sequence[Sequence[Tensor]] | None,
         watched: Sequence[int],
         handed: _Handed,
@@ -343,40 +381,39 @@ class _Blocks(torch.autograd.Function):
         state: Tensor,
         *tensors: Tensor,  # the flat weights, then the captures
     ) -> Tensor:
-        ctx.side, ctx.form, ctx.samples, ctx.factors = side, form, samples, factors
-        ctx.watched, ctx.handed = watched, handed
+        ctx.side, ctx.samples, ctx.factors = side, samples, factors  # the table points to the factors
+        ctx.watched, ctx.handed, ctx.table = watched, handed, made.table
         ctx.save_for_backward(state, made.between, *tensors[: len(side.plans)])
         return made.result
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        nothing = (None,) * 7
+        nothing = (None,) * 6
         side: Side = ctx.side
         state, between, *flats = ctx.saved_tensors
         L, starts, item = side.layers, _starts(side, state), state.element_size()
         grad = native.in_memory(grad).contiguous()
-        table = _table(side, ctx.form, state, ctx.samples, flats)
-        _fill_factors(table, side, ctx.factors)
+        # As the forward pass filled it in, but for what that wrote and for weights that may have moved.
+        table = ctx.table.copy()
+        table[..., _COLUMN["result"] : _COLUMN["stat_mean"] + 1] = 0
+        _point_to_weights(table, side, flats)
         table[..., _COLUMN["state"]] = starts + np.array([t.data_ptr() for t in (state, *between)])
         buffers = [torch.empty_like(state) for _ in range(min(L, 2))]
         through = [buffers[(L - 1 - k) % 2] for k in range(L)]  # what block k hands to the one before
         given = [*through[1:], grad]
         table[..., _COLUMN["grad"]] = starts + np.array([t.data_ptr() for t in given])
         table[..., _COLUMN["next"]] = starts + np.array([t.data_ptr() for t in through])
-        if not ctx.needs_input_grad[7]:
+        if not ctx.needs_input_grad[6]:
             table[:, 0, _COLUMN["next"]] = 0
 
-        # Blocks that share their weights each write a gradient, in a row of its own.
-        sizes = np.array([len(flat) for flat in flats])
-        begin = np.concatenate([[0], np.cumsum(sizes)])
-        copies = L if side.shared else 1
-        grads = (state.new_zeros if side.shared else state.new_empty)(copies, int(begin[-1]))
-        first = begin[:-1, None] + (np.arange(L) * begin[-1] if side.shared else 0)
+        sizes = [len(flat) for flat in flats]
+        places = side.places(sizes)
+        new = state.new_zeros if side.shared else state.new_empty  # a row for each block that shares
+        grads = new(L if side.shared else 1, sum(sizes))
         for k, name in enumerate(_POINTED):
             if side.offsets[0, 0, k] >= 0:
-                where = grads.data_ptr() + (first + side.offsets[..., k]) * item
-                table[..., _COLUMN[name + "_grad"]] = where
+                table[..., _COLUMN[name + "_grad"]] = grads.data_ptr() + places[..., k] * item
         nodes = np.diff(side.nodes) + 1
         dot_start = np.concatenate([[0], np.cumsum(nodes)])
         dots = np.zeros((L, dot_start[-1])) if side.learnt else None
@@ -389,15 +426,15 @@ class _Blocks(torch.autograd.Function):
         _run(side, np.ascontiguousarray(table[:, ::-1]), 1)
         if dots is not None:
             sums = np.add.reduceat(dots, dot_start[:-1], axis=1).T * (gates > 0)
-            where = first + side.offsets[..., WEIGHTS.index("residual")]
+            where = places[..., WEIGHTS.index("residual")]
             grads.view(-1).numpy()[where.reshape(-1)] = sums.reshape(-1)
         total = grads[0]
         for further in grads[1:]:  # in the order in which autograd adds them up for a network alone
             total += further
         at_captures = [t for blocks in inside.values() for pair in blocks for t in pair]
         ctx.handed.grads = [(t, t._version) for t in at_captures]
-        state_grad = through[0] if ctx.needs_input_grad[7] else None
-        return *nothing, state_grad, *total.split(sizes.tolist()), *at_captures
+        state_grad = through[0] if ctx.needs_input_grad[6] else None
+        return *nothing, state_grad, *total.split(sizes), *at_captures
 
 
 def run_side_by_side(
@@ -408,7 +445,7 @@ def run_side_by_side(
     samples: Sequence[int],
     factors: Sequence[Sequence[Tensor]] | None,
     watched: Sequence[int] = (),
-) -> tuple[Tensor, Tensor | None, Tensor | None, dict[int, list[Captured]]]:
+) -> tuple[Tensor, Tensor | None, dict[int, list[Captured]]]:
     """The blocks of every network, as :func:`gsnn.kernels.stack.run_blocks` runs those of one.
 
     Args:
@@ -423,13 +460,12 @@ def run_side_by_side(
 
     Returns:
         The new state (R, W), meaningless beyond the samples of each network; where the norm is over
-        the batch ``1 / sqrt(v + 1e-5)`` and the mean, each (L, sum N) or (L, sum N * C), nodes in plan
-        order, else None and None; and of each watched network the captures of its blocks, which get their
+        the batch the mean and ``1 / sqrt(v + 1e-5)``, (2, L, sum N) or (2, L, sum N * C), nodes in plan
+        order, else None; and of each watched network the captures of its blocks, which get their
         full gradients and may be in no other loss. Gradients for the result must be 0 beyond the samples.
     """
     keep = torch.is_grad_enabled() and any(flat.requires_grad for flat in (state, *flats))
-    counts = np.array(samples)
-    made = _forward(side, form, counts, factors, watched, keep, state, flats)
+    made = _forward(side, form, samples, factors, watched, keep, state, flats)
     result, captured = made.result, made.captured
     if keep:
         handed, inside = _Handed(), [t for blocks in captured.values() for pair in blocks for t in pair]
@@ -437,6 +473,6 @@ def run_side_by_side(
             inside = list(_Captures.apply(handed, inside, state, *flats))
             pairs = iter([Captured(*inside[k : k + 2]) for k in range(0, len(inside), 2)])
             captured = {k: [next(pairs) for _ in blocks] for k, blocks in captured.items()}
-        arguments = side, form, counts, factors, watched, handed, made
+        arguments = side, samples, factors, watched, handed, made
         result = _Blocks.apply(*arguments, state, *flats, *inside)
-    return result, made.scale, made.mean, captured
+    return result, made.statistics, captured

@@ -276,7 +276,7 @@ class GSNN(Growing):
         self._check_input(x)
         return kernel_cases(self._blocks, x, self.plan)
 
-    def _check_input(self, x: torch.Tensor) -> None:
+    def _check_form(self, x: torch.Tensor) -> None:
         names = self._input_names
         if x.ndim != 2 or x.shape[1] != len(names):
             raise ValueError(
@@ -284,8 +284,11 @@ class GSNN(Growing):
             )
         if x.dtype != self._dtype:
             raise TypeError(f"x must have the model's dtype {self._dtype}, got {x.dtype}")
+
+    def _check_input(self, x: torch.Tensor) -> None:
+        self._check_form(x)
         if x.device.type == "cpu" and not _traced() and bool(x.isnan().any()):
-            columns = [names[column] for column in x.isnan().any(0).nonzero().flatten().tolist()]
+            columns = [self._input_names[column] for column in x.isnan().any(0).nonzero().flatten().tolist()]
             raise ValueError(
                 f"x must not contain NaN, got it in {len(columns)} columns: {some_names(columns)}"
             )

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from gsnn.captures import Mode
 from gsnn.graph.container import NODE_TYPES
 from gsnn.kernels import side_by_side as kernel
-from gsnn.kernels.bucketed import read_outputs
+from gsnn.kernels.bucketed import plain_needed, read_outputs
 from gsnn.kernels.channels import EPS
 from gsnn.kernels.compiled import LANES
 from gsnn.kernels.form import Form
@@ -81,12 +80,14 @@ class SideBySide(torch.nn.Module):
         found = [[getattr(norm, name) for norms in self._norms for norm in norms] for name in _STATISTICS]
         kept = torch.stack([torch.cat(parts) for parts in found]) if found[0] else None
         self.register_buffer("statistics", kept)
+        self._captures = [[block.capture for block in model._blocks] for model in self.networks]
         self.generators: list[torch.Generator] | None = None
         self._share()
         self.register_load_state_dict_post_hook(_share_again)  # it may have put other tensors in place
         self._side: kernel.Side | None = None
         self._union: Plan | None = None
         self._bound_to: list[torch.Tensor] | None = None
+        self._of_samples: dict[tuple[int, ...], tuple[Any, ...]] = {}
         self.n_inputs, self.n_outputs = (
             [len(model.graph.node_names_dict[kind]) for model in models] for kind in ("input", "output")
         )
@@ -114,7 +115,12 @@ class SideBySide(torch.nn.Module):
         if torch.is_autocast_enabled(batches[0].device.type):
             with torch.autocast(batches[0].device.type, enabled=False):
                 return self.forward([batch.to(self.weights[0].dtype) for batch in batches])
-        outputs = self._outputs(batches)
+        fused = self._fusible(batches) and (torch.is_grad_enabled() or not self._too_large(batches))
+        if fused:
+            return self._fused(batches)
+        for network, batch in zip(self.networks, batches, strict=True):  # all, before any has run
+            network._check_input(batch)
+        outputs = [self.one(k, batch) for k, batch in enumerate(batches)]
         if len({tuple(output.shape) for output in outputs}) == 1:
             return torch.stack(outputs, 1)
         return outputs
@@ -142,6 +148,7 @@ class SideBySide(torch.nn.Module):
         super().train(mode)
         for network in self.networks:
             network.train(mode)
+        self._runs_compiled: bool | None = None
         return self
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "SideBySide":
@@ -149,7 +156,8 @@ class SideBySide(torch.nn.Module):
         for network in self.networks:
             network._apply(fn)
         self._share()
-        self._side = self._union = self._bound_to = None
+        self._side = self._union = self._bound_to = self._runs_compiled = None
+        self._of_samples = {}
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SideBySide":
@@ -202,13 +210,8 @@ class SideBySide(torch.nn.Module):
         shared = len(set(self.n_inputs)) == 1 and all(batch is batches[0] for batch in batches)
         for k, network in enumerate(self.networks):
             if k == 0 or not shared:
-                network._check_input(batches[k])
+                network._check_form(batches[k])
         return batches
-
-    def _outputs(self, batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """(B_k, N_out_k) of each member for its batch (B_k, N_in_k)."""
-        fused = self._fusible(batches) and (torch.is_grad_enabled() or not self._too_large(batches))
-        return self._fused(batches) if fused else [self.one(k, batch) for k, batch in enumerate(batches)]
 
     def _too_large(self, batches: Sequence[torch.Tensor]) -> bool:
         """Whether the states of all members should not be held at once where nothing has to be kept."""
@@ -216,9 +219,13 @@ class SideBySide(torch.nn.Module):
         return n_rows * max(map(len, batches)) > _PASS_VALUES
 
     def _fusible(self, batches: Sequence[torch.Tensor]) -> bool:
+        if self._runs_compiled is None:  # what only a change of mode or place can change
+            self._runs_compiled = all(_runs_compiled(network) for network in self.networks)
         return (
-            all(len(batch) for batch in batches)
-            and all(_runs_compiled(network) for network in self.networks)
+            self._runs_compiled
+            and not plain_needed()
+            and all(len(batch) for batch in batches)
+            and all(capture.mode != "aside" for captures in self._captures for capture in captures)
             and kernel.usable(list(self.weights))
         )
 
@@ -283,32 +290,41 @@ class SideBySide(torch.nn.Module):
             )
         return factors
 
-    def _fused(self, batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def _fused(self, batches: Sequence[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
         side, union = self._prepared()
         network = self.networks[0]
         samples = [len(batch) for batch in batches]
         width = -(-max(samples) // LANES) * LANES
-        fed = torch.cat([torch.nn.functional.pad(b.t(), (0, width - len(b))) for b in batches])
-        state = fed.new_zeros(side.rows[-1], width).index_copy(
-            0, self._fed_rows, fed.index_select(0, union.input_of_row)
-        )
+        columns = [batch.t() for batch in batches]
+        if min(samples) < width:
+            columns = [torch.nn.functional.pad(c, (0, width - c.shape[1])) for c in columns]
+        fed = torch.cat(columns)
+        if bool(fed.isnan().any()):  # looked for in one go; say in whose
+            for one, batch in zip(self.networks, batches, strict=True):
+                one._check_input(batch)
+        state = fed.new_zeros(side.rows[-1], width)
+        state.index_copy_(0, self._fed_rows, fed.index_select(0, union.input_of_row))
         norm = network._blocks[0].norm
         form = Form(network.channels, norm.dims, norm.centre)
         factors = self._factors(samples)
         weights = [w if s is None else bound(w, s) for w, s in zip(self.weights, self._signs(), strict=True)]
-        watched = [k for k, network in enumerate(self.networks) if _captures_of(network)]
-        state, scale, mean, captured = kernel.run_side_by_side(
+        watched = [k for k, of_one in enumerate(self._captures) if any(c.mode != "off" for c in of_one)]
+        state, statistics, captured = kernel.run_side_by_side(
             state, weights, side, form, samples, factors, watched
         )
         for k, found in captured.items():
-            for block, (before, after) in zip(self.networks[k]._blocks, found, strict=True):
-                if block.capture.mode == "on":
-                    block.capture.leave(before, after)
-        if scale is not None and mean is not None:
-            self._update_statistics(scale, mean, samples)
+            for capture, (before, after) in zip(self._captures[k], found, strict=True):
+                if capture.mode == "on":
+                    capture.leave(before, after)
+        if statistics is not None:
+            self._update_statistics(statistics, samples)
         depth = network.layers**-0.5 if network.residual else 1.0
-        columns = read_outputs(state, depth, union).split(self.n_outputs, dim=1)
-        return [output[:size] for output, size in zip(columns, samples, strict=True)]
+        outputs = read_outputs(state, depth, union)
+        if len(set(samples)) == 1 and len(set(self.n_outputs)) == 1:
+            outputs = outputs if samples[0] == width else outputs[: samples[0]]
+            return outputs.unflatten(1, (len(self), self.n_outputs[0]))
+        parts = outputs.split(self.n_outputs, dim=1)
+        return [part[:size] for part, size in zip(parts, samples, strict=True)]
 
     def _signs(self) -> list[torch.Tensor | None]:
         """What each member's flat weights are bound to, in their order; None where they are free."""
@@ -343,26 +359,27 @@ class SideBySide(torch.nn.Module):
         return side, union
 
     @torch.no_grad()
-    def _update_statistics(self, scale: torch.Tensor, mean: torch.Tensor, samples: Sequence[int]) -> None:
+    def _update_statistics(self, found: torch.Tensor, samples: Sequence[int]) -> None:
         """Move the running statistics towards those of the batches; see gsnn.models.norms."""
         assert self.statistics is not None and self._side is not None
-        side, per_node = self._side, scale.shape[1] // self._side.nodes[-1]
-        layers, order = side.layers, side.order_of_nodes()
-        found = []
-        for statistic in (mean, scale):
-            given = statistic.view(layers, -1, per_node).index_select(1, order)
-            found.append(given.split(np.diff(side.nodes).tolist(), dim=1))
-        means = torch.cat([part.reshape(-1) for part in found[0]])
-        variances = torch.cat([part.reshape(-1) for part in found[1]])
-        each = 1 if self.networks[0].norm == "batch" else side.channels
-        counts = [size * each for size in samples]
-        sizes = torch.tensor([part.numel() for part in found[0]])
-        correction = torch.tensor([n / max(n - 1, 1) for n in counts], dtype=variances.dtype)
-        variances = variances.pow_(-2).sub_(EPS).clamp_(min=0).mul_(correction.repeat_interleave(sizes))
-        if min(counts) == 1:  # one value has no variance to learn from
-            known = torch.tensor([n > 1 for n in counts]).repeat_interleave(sizes)
-            variances = torch.where(known, variances, self.statistics[1])
-        self.statistics.lerp_(torch.stack([means, variances]), MOMENTUM)
+        key = tuple(samples)
+        if key not in self._of_samples:
+            side, per_channel = self._side, self.networks[0].norm == "batch"
+            order = side.order_of_statistics(side.channels if per_channel else 1)
+            counts = [size * (1 if per_channel else side.channels) for size in samples]
+            sizes = torch.tensor([sum(len(norm.running_mean) for norm in norms) for norms in self._norms])
+            correction = torch.tensor([n / max(n - 1, 1) for n in counts], dtype=found.dtype)
+            known = torch.tensor([n > 1 for n in counts])
+            each = correction.repeat_interleave(sizes), known.repeat_interleave(sizes)
+            if len(self._of_samples) >= kernel.KEPT:
+                self._of_samples.clear()
+            self._of_samples[key] = order, *each, min(counts) == 1
+        order, correction, known, some_unknown = self._of_samples[key]
+        moved = found.view(2, -1).index_select(1, order)
+        moved[1].pow_(-2).sub_(EPS).clamp_(min=0).mul_(correction)
+        if some_unknown:  # one value has no variance to learn from
+            moved[1] = torch.where(known, moved[1], self.statistics[1])
+        self.statistics.lerp_(moved, MOMENTUM)
 
 
 def _share_again(together: SideBySide, _: Any) -> None:
@@ -411,10 +428,4 @@ def _runs_compiled(model: GSNN) -> bool:
         and blocks[0].fusible(None)
         and (norm.kind == "none" or norm.dims is not None)
         and all(block.lin_in.kept is None and block.lin_out.kept is None for block in blocks)
-        and "aside" not in _captures_of(model)
     )
-
-
-def _captures_of(model: GSNN) -> set[Mode]:
-    """The modes of the captures that are not off."""
-    return {block.capture.mode for block in model._blocks} - {"off"}

@@ -42,7 +42,7 @@ class Member:
     epochs: int
     done: Progress
     order: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-    total: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    total: float = 0.0
     best: tuple[torch.Tensor, torch.Tensor | None] | None = None
     finished: bool = False
 
@@ -106,45 +106,55 @@ class Lot:
             at = self.step % member.n_batches
             if at == 0:
                 member.order = torch.randperm(len(member.tables.x), generator=member.rng)
-                member.total = torch.zeros((), dtype=torch.float64)
+                member.total = 0.0
             n, parts = len(member.order), member.n_batches
             start = at * (n // parts) + min(at, n % parts)  # as torch.tensor_split cuts
             rows.append(member.order[start : start + n // parts + (at < n % parts)])
         for group in self.opt.param_groups:
             group["lr"] = rate(s.lr, s.schedule, self.step, group["n_steps"])
-        device = self.side.weights[0].device
-        at_device = [index.to(device) for index in rows]
-        outputs = self.side([m.tables.x[index] for m, index in zip(self.active, at_device, strict=True)])
-        each = outputs.unbind(1) if isinstance(outputs, torch.Tensor) else outputs
-        losses = torch.stack(
-            [
-                loss_of(s.crit, yhat, m.tables.y[index], m.tables.gaps, m.tables.weights_of(index))
-                for m, yhat, index in zip(self.active, each, at_device, strict=True)
-            ]
-        )
+        losses = self._losses(rows)
         self.opt.zero_grad(set_to_none=True)
         losses.sum().backward()
         self.opt.step()
-        seen = losses.detach().to("cpu", torch.float64) * torch.tensor([len(index) for index in rows])
         self.step += 1
-        for member, loss in zip(self.active, seen, strict=True):
-            member.total = member.total + loss
+        for member, loss, index in zip(self.active, losses.tolist(), rows, strict=True):
+            member.total += loss * len(index)
         first = self.active[0]
         ending = [k for k, member in enumerate(self.active) if self.step % member.n_batches == 0]
         if ending:
-            self.side.eval()
+            judged = any(self.active[k].tables.val is not None for k in ending)
+            if judged:
+                self.side.eval()
             finished = [k for k in ending if self._end_epoch(k, self.active[k])]
-            self.side.train()
+            if judged:
+                self.side.train()
             if finished:
                 self._leave(finished)
         due = self.step % (first.n_batches * s.checkpoint_every) == 0 or not self.active
         if self.checkpoint is not None and due:
             self.checkpoint.save(self)
 
+    def _losses(self, rows: Sequence[torch.Tensor]) -> torch.Tensor:
+        """(K,) loss of each network on its next batch."""
+        crit, device = self.settings.crit, self.side.weights[0].device
+        if device.type != "cpu":
+            rows = [index.to(device) for index in rows]
+        tables = [member.tables for member in self.active]
+        outputs = self.side([t.x[index] for t, index in zip(tables, rows, strict=True)])
+        targets = [t.y[index] for t, index in zip(tables, rows, strict=True)]
+        plain = crit is torch.nn.functional.mse_loss and not any(t.gaps for t in tables)
+        if plain and isinstance(outputs, torch.Tensor):  # three operations for all
+            return (outputs - torch.stack(targets, 1)).square().mean((0, 2))
+        each = outputs.unbind(1) if isinstance(outputs, torch.Tensor) else outputs
+        quadruples = zip(tables, each, targets, rows, strict=True)
+        return torch.stack(
+            [loss_of(crit, yhat, y, t.gaps, t.weights_of(index)) for t, yhat, y, index in quadruples]
+        )
+
     def _end_epoch(self, k: int, member: Member) -> bool:
         """Write down an epoch of one network; whether it was its last."""
         s, done, val = self.settings, member.done, member.tables.val
-        done.train_loss.append(float(member.total) / len(member.order))
+        done.train_loss.append(member.total / len(member.order))
         done.lr.append(rate(s.lr, s.schedule, self.step - member.n_batches, member.n_steps))
         done.val_loss.append(math.nan)
         if val is not None:
@@ -226,7 +236,7 @@ class Checkpoint:
                 "rng": member.rng.get_state(),
                 "dropout": member.dropout.get_state(),
                 "order": member.order,
-                "total": member.total,
+                "total": torch.tensor(member.total, dtype=torch.float64),
                 "losses": torch.tensor(
                     [member.done.train_loss, member.done.val_loss, member.done.lr], dtype=torch.float64
                 ),
@@ -275,7 +285,7 @@ class Checkpoint:
             member.model.load_state_dict({**state, **{name: state[first] for name, first in ties.items()}})
             member.rng.set_state(own["rng"])
             member.dropout.set_state(own["dropout"])
-            member.order, member.total = own["order"], own["total"]
+            member.order, member.total = own["order"], float(own["total"])
             member.done.train_loss, member.done.val_loss, member.done.lr = own["losses"].tolist()
             member.done.best_epoch, member.done.stopped = header["best_epochs"][k], header["stopped"][k]
             statistics = own.get("best_statistics")
