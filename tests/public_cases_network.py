@@ -7,6 +7,7 @@ import torch
 from public_registry import Case, add, call
 
 from gsnn.kernels.form import Form
+from gsnn.models.copies import layout_of
 from gsnn.models.pathway_loss import Memberships
 from gsnn.train.resume import FitCheckpoint, Progress
 
@@ -158,11 +159,7 @@ def side_state(w):
 
 add(
     "gsnn.kernels.side_by_side",
-    Side=Case(
-        lambda w: call(*(vars(side_of(w))[n] for n in ("plans", "channels", "offsets")), True, 1.0, False),
-        use=lambda side, w: side.order_of_nodes(),
-    ),
-    union_plan=lambda w: call(side_of(w), [m.edge_index for m in w.models], [(6, 3, 2)] * 2),
+    Captured=lambda w: call(w.x, w.x),
     usable=lambda w: call(list(w.pair.weights)),
     run_side_by_side=Case(
         lambda w: call(side_state(w), list(w.pair.weights), side_of(w), Form(3, (1, 2), True), [9, 9], None),
@@ -315,6 +312,8 @@ add(
     check_alike=lambda w: call(w.models),
     copied=lambda w: call(w.model),
     fresh=lambda w: call(w.model, 3),
+    layout_of=lambda w: call(w.model),
+    offsets_of=lambda w: call(w.model, layout_of(w.model)),
     with_parameters=Case(
         lambda w: call(w.model, {n: p.detach() + 1 for n, p in w.model.named_parameters()}),
         use=lambda context, w: inside(context, lambda: w.model(w.x)),

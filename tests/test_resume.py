@@ -55,14 +55,27 @@ class Interrupts:
     """Counts the losses that are computed; the n-th is interrupted."""
 
     def __init__(self, monkeypatch, at=None, kind=KeyboardInterrupt):
-        self.calls, self.at, self.kind = 0, at, kind
-        self.loss = train.loss_of
+        self.calls, self.at, self.kind, self.in_step = 0, at, kind, False
+        self.loss, self.losses = train.loss_of, train.Lot._losses
         monkeypatch.setattr(train, "loss_of", self)
+        monkeypatch.setattr(train.Lot, "_losses", lambda lot, rows: self.of_step(lot, rows))
+
+    def count(self, losses):
+        before, self.calls = self.calls, self.calls + losses
+        if self.at is not None and before < self.at <= self.calls:
+            raise self.kind
+
+    def of_step(self, lot, rows):
+        self.count(len(lot.active))
+        self.in_step = True
+        try:
+            return self.losses(lot, rows)
+        finally:
+            self.in_step = False
 
     def __call__(self, *args):
-        self.calls += 1
-        if self.calls == self.at:
-            raise self.kind
+        if not self.in_step:
+            self.count(1)
         return self.loss(*args)
 
 

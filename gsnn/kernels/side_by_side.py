@@ -10,10 +10,7 @@ pass of all blocks hands each its full gradient, for whoever reads it by a hook.
 has nothing left to do, and refuses whatever else has been added to them.
 """
 
-import ctypes
 from collections.abc import Sequence
-from functools import cached_property
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,146 +18,13 @@ import torch
 
 from gsnn.kernels import compiled as native
 from gsnn.kernels._passes import new_capture
+from gsnn.kernels._side import COLUMN, WEIGHTS, Side
 from gsnn.kernels.form import Form
-from gsnn.kernels.plan import Plan
 from gsnn.kernels.registry import asked
 
 Tensor = torch.Tensor
 
-#: A block's parameters, in the order of the offsets; -1 where a block has none.
-WEIGHTS = ("in_values", "in_bias", "scale", "shift", "out_values", "out_bias", "residual")
 _POINTED = WEIGHTS[:-1]
-#: What is worked out for given numbers of samples is kept for so many of them; a training has two.
-KEPT = 16
-_COLUMN = {field[0]: k for k, field in enumerate(native.BlockArguments._fields_)}
-
-
-class Side:
-    """Where everything lies: the rows, nodes and weights of K networks of L blocks each.
-
-    The state is (R, W), R the rows of all networks in turn and W at least the number of samples of each,
-    a multiple of :data:`gsnn.kernels.compiled.LANES`.
-
-    Args:
-        plans: the plan of each network.
-        channels: C.
-        offsets: (K, L, 7) int, where in its network's flat vector each of :data:`WEIGHTS` of a block
-            begins, -1 for none.
-        learnt: whether the residual scalars are among the weights; if not, every gate is ``gate``.
-        gate: 1 for a residual that is not learnt, 0 for none.
-        shared: whether all blocks have the same weights.
-    """
-
-    def __init__(
-        self,
-        plans: Sequence[Plan],
-        channels: int,
-        offsets: np.ndarray,
-        learnt: bool,
-        gate: float,
-        shared: bool,
-    ) -> None:
-        self.plans = tuple(plans)
-        self.channels, self.offsets, self.learnt, self.gate = channels, offsets, learnt, gate
-        self.shared = shared
-        self.layers = offsets.shape[1]
-        self.rows = [0, *accumulate(plan.n_rows for plan in plans)]
-        self.nodes = [0, *accumulate(plan.n_nodes for plan in plans)]
-        self._sizes: dict[tuple[Any, ...], np.ndarray] = {}
-
-    @cached_property
-    def entries(self) -> list[int]:
-        """Address of each plan as the compiled passes read it."""
-        # Held by the plans themselves; the addresses live as long as these.
-        return [ctypes.addressof(native._of(plan).arguments) for plan in self.plans]
-
-    @cached_property
-    def work(self) -> list[int]:
-        """Multiplications of a block of each network, for one channel and sample."""
-        return [native._of(plan).work for plan in self.plans]
-
-    @cached_property
-    def row_starts(self) -> np.ndarray:
-        """(K, 1) first row of each network."""
-        return np.array(self.rows[:-1])[:, None]
-
-    def places(self, sizes: Sequence[int]) -> np.ndarray:
-        """(K, L, 7) where the gradient of each weight lies if those of all networks lie in turn.
-
-        Blocks that share their weights each write one, L pieces of memory as long as all networks' weights.
-        """
-        begin = np.array([0, *accumulate(sizes)])
-        copies = np.arange(self.layers) * begin[-1] if self.shared else np.zeros(self.layers, np.int64)
-        return begin[:-1, None, None] + copies[:, None] + self.offsets
-
-    def table(self, form: Form, dtype: torch.dtype, width: int, samples: Sequence[int]) -> np.ndarray:
-        """(K, L, fields) arguments of the passes, sizes and fixed gates filled in; the caller's to change."""
-        key = form.dims, form.centre, dtype, width, tuple(samples)
-        made = self._sizes.get(key)
-        if made is None:
-            made = np.zeros((len(self.plans), self.layers, len(_COLUMN)), np.int64)
-            for name, value in (
-                ("is_double", dtype == torch.float64),
-                ("channels", self.channels),
-                ("samples", np.array(samples)[:, None]),
-                ("width", width),
-                ("norm", native.NORMS[form.dims]),
-                ("centre", form.centre),
-            ):
-                made[..., _COLUMN[name]] = value
-            made.view(np.float64)[..., _COLUMN["gate"]] = self.gate
-            if len(self._sizes) >= KEPT:
-                self._sizes.clear()
-            self._sizes[key] = made
-        return made.copy()
-
-    def order_of_statistics(self, per_node: int) -> Tensor:
-        """(S,) for the statistics of all networks, blocks and nodes in the given order, where they lie.
-
-        That is among those of all blocks and all networks' nodes in plan order, ``per_node`` to a node.
-        """
-        each = torch.arange(per_node)
-        return torch.cat(
-            [
-                ((block * self.nodes[-1] + start + plan.rank)[:, None] * per_node + each).reshape(-1)
-                for plan, start in zip(self.plans, self.nodes, strict=False)
-                for block in range(self.layers)
-            ]
-        )
-
-
-def union_plan(side: Side, edges: Sequence[Tensor], sizes: Sequence[tuple[int, ...]]) -> tuple[Plan, Tensor]:
-    """How all networks are fed and read, over the rows of ``side``.
-
-    Args:
-        side: where everything lies.
-        edges: (2, E_k) flat edges of each network.
-        sizes: the numbers of function, input and output nodes of each.
-
-    Returns:
-        A plan of which only ``input_of_row`` and what :func:`gsnn.kernels.bucketed.read_outputs` reads
-        hold, and the rows that the inputs feed, in the order of ``input_of_row``. Inputs and outputs are
-        those of all networks in turn.
-    """
-    n_function, n_input, n_output = (sum(column) for column in zip(*sizes, strict=True))
-    flat, rows, begin = [], [], [0, n_function, n_function + n_input]
-    for edge_index, size, plan, row in zip(edges, sizes, side.plans, side.rows, strict=False):
-        # Flat numbers count function, input and output nodes in turn, here and in the union.
-        own = [0, size[0], size[0] + size[1]]
-        shift = torch.cat([torch.full((n,), b - o) for n, b, o in zip(size, begin, own, strict=True)])
-        flat.append(edge_index + shift[edge_index])
-        rows.append(plan.row_of_edge + row)
-        begin = [b + n for b, n in zip(begin, size, strict=True)]
-    source, target = edge_index = torch.cat(flat, 1)
-    row_of_edge = torch.cat(rows)
-    union = Plan(edge_index, n_function, n_input, n_output)
-    union.n_rows = side.rows[-1]
-    padding = torch.tensor([union.n_rows - 1])  # the last network's zero row
-    union.read_rows = torch.cat([row_of_edge, padding])[union.edge_of_row[union.read_rows]]
-    into_output = target >= n_function + n_input
-    union.output_of_row = torch.full((union.n_rows,), n_output)
-    union.output_of_row[row_of_edge[into_output]] = target[into_output] - n_function - n_input
-    return union, row_of_edge[(source >= n_function) & (source < n_function + n_input)]
 
 
 def usable(flats: Sequence[Tensor]) -> bool:
@@ -172,12 +36,12 @@ def _point_to_weights(table: np.ndarray, side: Side, flats: Sequence[Tensor]) ->
     bases = np.array([flat.data_ptr() for flat in flats])
     for k, name in enumerate(_POINTED):
         if side.offsets[0, 0, k] >= 0:
-            table[..., _COLUMN[name]] = bases[:, None] + side.offsets[..., k] * flats[0].element_size()
+            table[..., COLUMN[name]] = bases[:, None] + side.offsets[..., k] * flats[0].element_size()
 
 
 def _fill_gates(table: np.ndarray, side: Side, flats: Sequence[Tensor]) -> None:
     if side.learnt:
-        gates = table.view(np.float64)[..., _COLUMN["gate"]]
+        gates = table.view(np.float64)[..., COLUMN["gate"]]
         for network, flat in enumerate(flats):
             residuals = flat.detach().numpy()[side.offsets[network, :, WEIGHTS.index("residual")]]
             np.maximum(residuals, 0, out=gates[network], casting="unsafe")
@@ -186,9 +50,9 @@ def _fill_gates(table: np.ndarray, side: Side, flats: Sequence[Tensor]) -> None:
 def _fill_factors(table: np.ndarray, side: Side, factors: Sequence[Sequence[Tensor]] | None) -> None:
     if factors is None:
         return
-    table[..., _COLUMN["factor"]] = [[factor.data_ptr() for factor in of_one] for of_one in factors]
+    table[..., COLUMN["factor"]] = [[factor.data_ptr() for factor in of_one] for of_one in factors]
     for name, axis in (("factor_node", 0), ("factor_channel", 1), ("factor_sample", 2)):
-        table[..., _COLUMN[name]] = [[factor.stride(axis) for factor in of_one] for of_one in factors]
+        table[..., COLUMN[name]] = [[factor.stride(axis) for factor in of_one] for of_one in factors]
 
 
 def _starts(side: Side, state: Tensor) -> np.ndarray:
@@ -228,7 +92,7 @@ def _run(side: Side, table: np.ndarray, backward: int) -> None:
 
     side.entries  # noqa: B018  made before threads ask for it
     threads = torch.get_num_threads()
-    values = side.channels * int(table[0, 0, _COLUMN["width"]])
+    values = side.channels * int(table[0, 0, COLUMN["width"]])
     sizes = [work * values for work in side.work]
     tasks: list[list[tuple[Any, ...]]]
     if threads == 1 or sum(sizes) < native._WORTH_A_THREAD:
@@ -302,15 +166,15 @@ def _forward(
     between = state.new_empty(L - 1 if keep else min(L - 1, 2), *state.shape)
     inner = [between[k % len(between)] for k in range(L - 1)]
     pointers = np.array([t.data_ptr() for t in (state, *inner, result)])
-    table[..., _COLUMN["state"]] = starts + pointers[:-1]
-    table[..., _COLUMN["result"]] = starts + pointers[1:]
+    table[..., COLUMN["state"]] = starts + pointers[:-1]
+    table[..., COLUMN["result"]] = starts + pointers[1:]
     statistics = None
     if form.over_batch and form.dims is not None:
         per_node = 1 if 1 in form.dims else side.channels
         statistics = state.new_empty(2, L, side.nodes[-1] * per_node)
         step = np.arange(L) * statistics.shape[2] + np.array(side.nodes[:-1])[:, None] * per_node
         for name, one in zip(("stat_mean", "stat_scale"), statistics, strict=True):
-            table[..., _COLUMN[name]] = one.data_ptr() + step * state.element_size()
+            table[..., COLUMN[name]] = one.data_ptr() + step * state.element_size()
     captured = _captures(table, side, samples, state, watched, ("before", "aside"))
     _run(side, table, 0)
     return _Made(result, between, statistics, captured, table)
@@ -333,7 +197,7 @@ def _captures(
             for _ in range(side.layers)
         ]
         for k, name in enumerate(fields):
-            table[network, :, _COLUMN[name]] = [pair[k].data_ptr() for pair in made[network]]
+            table[network, :, COLUMN[name]] = [pair[k].data_ptr() for pair in made[network]]
     return made
 
 
@@ -396,16 +260,16 @@ class _Blocks(torch.autograd.Function):
         grad = native.in_memory(grad).contiguous()
         # As the forward pass filled it in, but for what that wrote and for weights that may have moved.
         table = ctx.table.copy()
-        table[..., _COLUMN["result"] : _COLUMN["stat_mean"] + 1] = 0
+        table[..., COLUMN["result"] : COLUMN["stat_mean"] + 1] = 0
         _point_to_weights(table, side, flats)
-        table[..., _COLUMN["state"]] = starts + np.array([t.data_ptr() for t in (state, *between)])
+        table[..., COLUMN["state"]] = starts + np.array([t.data_ptr() for t in (state, *between)])
         buffers = [torch.empty_like(state) for _ in range(min(L, 2))]
         through = [buffers[(L - 1 - k) % 2] for k in range(L)]  # what block k hands to the one before
         given = [*through[1:], grad]
-        table[..., _COLUMN["grad"]] = starts + np.array([t.data_ptr() for t in given])
-        table[..., _COLUMN["next"]] = starts + np.array([t.data_ptr() for t in through])
+        table[..., COLUMN["grad"]] = starts + np.array([t.data_ptr() for t in given])
+        table[..., COLUMN["next"]] = starts + np.array([t.data_ptr() for t in through])
         if not ctx.needs_input_grad[6]:
-            table[:, 0, _COLUMN["next"]] = 0
+            table[:, 0, COLUMN["next"]] = 0
 
         sizes = [len(flat) for flat in flats]
         places = side.places(sizes)
@@ -413,14 +277,14 @@ class _Blocks(torch.autograd.Function):
         grads = new(L if side.shared else 1, sum(sizes))
         for k, name in enumerate(_POINTED):
             if side.offsets[0, 0, k] >= 0:
-                table[..., _COLUMN[name + "_grad"]] = grads.data_ptr() + places[..., k] * item
+                table[..., COLUMN[name + "_grad"]] = grads.data_ptr() + places[..., k] * item
         nodes = np.diff(side.nodes) + 1
         dot_start = np.concatenate([[0], np.cumsum(nodes)])
         dots = np.zeros((L, dot_start[-1])) if side.learnt else None
         if dots is not None:
             step = np.arange(L) * dots.shape[1] + dot_start[:-1, None]
-            table[..., _COLUMN["dots"]] = dots.ctypes.data + step * 8
-        gates = table.view(np.float64)[..., _COLUMN["gate"]]
+            table[..., COLUMN["dots"]] = dots.ctypes.data + step * 8
+        gates = table.view(np.float64)[..., COLUMN["gate"]]
         fields = ("before_grad", "aside_grad")
         inside = _captures(table, side, ctx.samples, state, ctx.watched, fields)
         _run(side, np.ascontiguousarray(table[:, ::-1]), 1)

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -10,13 +9,13 @@ import torch
 
 from gsnn.graph.container import NODE_TYPES
 from gsnn.kernels import side_by_side as kernel
+from gsnn.kernels._side import KEPT, Side, union_plan
 from gsnn.kernels.bucketed import plain_needed, read_outputs
 from gsnn.kernels.channels import EPS
 from gsnn.kernels.compiled import LANES
-from gsnn.kernels.form import Form
 from gsnn.kernels.interface import Case
 from gsnn.kernels.plan import Plan
-from gsnn.models.copies import check_alike, copied, with_parameters
+from gsnn.models.copies import check_alike, copied, layout_of, offsets_of, with_parameters
 from gsnn.models.GSNN import GSNN
 from gsnn.models.norms import MOMENTUM
 from gsnn.models.ResBlock import ResBlock
@@ -69,29 +68,28 @@ class SideBySide(torch.nn.Module):
         models = list(models)
         check_alike(models)
         self.networks = tuple(copied(model) for model in models)
-        first = models[0]
-        self._layouts = [_layout(model) for model in models]
+        self._layouts = [layout_of(model) for model in models]
         self.weights = torch.nn.ParameterList(
             torch.cat([param.detach().reshape(-1) for param in model.parameters()]) for model in models
         )
         self._norms = [
             [block.norm for block in model._blocks if block.norm.over_batch] for model in self.networks
         ]
+        self._statistic_sizes = [sum(len(norm.running_mean) for norm in norms) for norms in self._norms]
         found = [[getattr(norm, name) for norms in self._norms for norm in norms] for name in _STATISTICS]
         kept = torch.stack([torch.cat(parts) for parts in found]) if found[0] else None
         self.register_buffer("statistics", kept)
         self._captures = [[block.capture for block in model._blocks] for model in self.networks]
         self.generators: list[torch.Generator] | None = None
         self._share()
-        self.register_load_state_dict_post_hook(_share_again)  # it may have put other tensors in place
-        self._side: kernel.Side | None = None
+        self._side: Side | None = None
         self._union: Plan | None = None
         self._bound_to: list[torch.Tensor] | None = None
         self._of_samples: dict[tuple[int, ...], tuple[Any, ...]] = {}
         self.n_inputs, self.n_outputs = (
             [len(model.graph.node_names_dict[kind]) for model in models] for kind in ("input", "output")
         )
-        self.train(first.training)
+        self.train(models[0].training)
 
     def __len__(self) -> int:
         return len(self.networks)
@@ -115,15 +113,13 @@ class SideBySide(torch.nn.Module):
         if torch.is_autocast_enabled(batches[0].device.type):
             with torch.autocast(batches[0].device.type, enabled=False):
                 return self.forward([batch.to(self.weights[0].dtype) for batch in batches])
-        fused = self._fusible(batches) and (torch.is_grad_enabled() or not self._too_large(batches))
-        if fused:
+        held = torch.is_grad_enabled() or not self._too_large(batches)
+        if held and self.fused and all(len(batch) for batch in batches):
             return self._fused(batches)
         for network, batch in zip(self.networks, batches, strict=True):  # all, before any has run
             network._check_input(batch)
         outputs = [self.one(k, batch) for k, batch in enumerate(batches)]
-        if len({tuple(output.shape) for output in outputs}) == 1:
-            return torch.stack(outputs, 1)
-        return outputs
+        return torch.stack(outputs, 1) if len({output.shape for output in outputs}) == 1 else outputs
 
     def members(self) -> list[GSNN]:
         """K GSNNs of their own with the weights, running statistics and modes as they are now."""
@@ -146,10 +142,16 @@ class SideBySide(torch.nn.Module):
     def train(self, mode: bool = True) -> "SideBySide":
         """Training or eval mode of all members."""
         super().train(mode)
+        self._runs_compiled: bool | None = None
         for network in self.networks:
             network.train(mode)
-        self._runs_compiled: bool | None = None
         return self
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As every module's; with ``assign=True`` the networks share memory with what was assigned."""
+        found = super().load_state_dict(*args, **kwargs)
+        self._share()
+        return found
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "SideBySide":
         super()._apply(fn, recurse)
@@ -197,11 +199,11 @@ class SideBySide(torch.nn.Module):
         K = len(self)
         if isinstance(x, torch.Tensor):
             width = self.n_inputs[0]
-            shapes = f"(B, {width}) or (B, {K}, {width})"
             if len(set(self.n_inputs)) > 1:
                 raise ValueError(f"x must be a list of {K} tensors, as the members' inputs differ")
             if x.shape[1:] not in ((width,), (K, width)):
-                raise ValueError(f"x must have the shape {shapes}, got {tuple(x.shape)}")
+                wanted = f"(B, {width}) or (B, {K}, {width})"
+                raise ValueError(f"x must have the shape {wanted}, got {tuple(x.shape)}")
             batches = [x] * K if x.ndim == 2 else list(x.unbind(1))
         else:
             batches = list(x)
@@ -218,13 +220,14 @@ class SideBySide(torch.nn.Module):
         n_rows = sum(network.plan.n_rows for network in self.networks)
         return n_rows * max(map(len, batches)) > _PASS_VALUES
 
-    def _fusible(self, batches: Sequence[torch.Tensor]) -> bool:
+    @property
+    def fused(self) -> bool:
+        """Whether a pass over batches that are not empty would now be one operation for all members."""
         if self._runs_compiled is None:  # what only a change of mode or place can change
             self._runs_compiled = all(_runs_compiled(network) for network in self.networks)
         return (
             self._runs_compiled
             and not plain_needed()
-            and all(len(batch) for batch in batches)
             and all(capture.mode != "aside" for captures in self._captures for capture in captures)
             and kernel.usable(list(self.weights))
         )
@@ -253,8 +256,7 @@ class SideBySide(torch.nn.Module):
             self.statistics[:, self._statistics_of(member)] = snapshot[1]
 
     def _statistics_of(self, member: int) -> slice:
-        sizes = [sum(len(norm.running_mean) for norm in norms) for norms in self._norms]
-        return slice(sum(sizes[:member]), sum(sizes[: member + 1]))
+        return slice(sum(self._statistic_sizes[:member]), sum(self._statistic_sizes[: member + 1]))
 
     @contextlib.contextmanager
     def _drawing_from(self, member: int) -> Iterator[None]:
@@ -291,8 +293,7 @@ class SideBySide(torch.nn.Module):
         return factors
 
     def _fused(self, batches: Sequence[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
-        side, union = self._prepared()
-        network = self.networks[0]
+        (side, union), network = self._prepared(), self.networks[0]
         samples = [len(batch) for batch in batches]
         width = -(-max(samples) // LANES) * LANES
         columns = [batch.t() for batch in batches]
@@ -304,8 +305,7 @@ class SideBySide(torch.nn.Module):
                 one._check_input(batch)
         state = fed.new_zeros(side.rows[-1], width)
         state.index_copy_(0, self._fed_rows, fed.index_select(0, union.input_of_row))
-        norm = network._blocks[0].norm
-        form = Form(network.channels, norm.dims, norm.centre)
+        form = network._blocks[0].form("off")
         factors = self._factors(samples)
         weights = [w if s is None else bound(w, s) for w, s in zip(self.weights, self._signs(), strict=True)]
         watched = [k for k, of_one in enumerate(self._captures) if any(c.mode != "off" for c in of_one)]
@@ -337,15 +337,15 @@ class SideBySide(torch.nn.Module):
             ]
         return list(self._bound_to)
 
-    def _prepared(self) -> tuple[kernel.Side, Plan]:
+    def _prepared(self) -> tuple[Side, Plan]:
         """Where everything lies, and a plan of the union whose rows are those of the members in turn."""
         if self._side is not None and self._union is not None:
             return self._side, self._union
         networks = self.networks
-        offsets = np.array([_offsets(t, layout) for t, layout in zip(networks, self._layouts, strict=True)])
+        offsets = np.array([offsets_of(*pair) for pair in zip(networks, self._layouts, strict=True)])
         first = networks[0].config
         learnt = bool(first["residual"] and first["learn_residual"])
-        side = kernel.Side(
+        side = Side(
             [network.plan for network in networks],
             first["channels"],
             offsets,
@@ -354,7 +354,7 @@ class SideBySide(torch.nn.Module):
             first["share_layers"] and first["layers"] > 1,
         )
         sizes = [tuple(len(t.graph.node_names_dict[kind]) for kind in NODE_TYPES) for t in networks]
-        union, self._fed_rows = kernel.union_plan(side, [t.edge_index for t in networks], sizes)
+        union, self._fed_rows = union_plan(side, [t.edge_index for t in networks], sizes)
         self._side, self._union = side, union
         return side, union
 
@@ -367,11 +367,11 @@ class SideBySide(torch.nn.Module):
             side, per_channel = self._side, self.networks[0].norm == "batch"
             order = side.order_of_statistics(side.channels if per_channel else 1)
             counts = [size * (1 if per_channel else side.channels) for size in samples]
-            sizes = torch.tensor([sum(len(norm.running_mean) for norm in norms) for norms in self._norms])
+            sizes = torch.tensor(self._statistic_sizes)
             correction = torch.tensor([n / max(n - 1, 1) for n in counts], dtype=found.dtype)
             known = torch.tensor([n > 1 for n in counts])
             each = correction.repeat_interleave(sizes), known.repeat_interleave(sizes)
-            if len(self._of_samples) >= kernel.KEPT:
+            if len(self._of_samples) >= KEPT:
                 self._of_samples.clear()
             self._of_samples[key] = order, *each, min(counts) == 1
         order, correction, known, some_unknown = self._of_samples[key]
@@ -382,40 +382,9 @@ class SideBySide(torch.nn.Module):
         self.statistics.lerp_(moved, MOMENTUM)
 
 
-def _share_again(together: SideBySide, _: Any) -> None:
-    together._share()
-
-
 def side_by_side(models: Sequence[GSNN]) -> SideBySide:
     """``models`` as one network; see :class:`SideBySide`."""
     return SideBySide(models)
-
-
-def _layout(model: GSNN) -> tuple[list[str], list[torch.Size]]:
-    named = dict(model.named_parameters())
-    return list(named), [param.shape for param in named.values()]
-
-
-def _offsets(model: GSNN, layout: tuple[list[str], list[torch.Size]]) -> list[list[int]]:
-    """Where each block's :data:`gsnn.kernels.side_by_side.WEIGHTS` begin in the flat vector, -1 for none."""
-    starts = [0, *accumulate(shape.numel() for shape in layout[1])]
-    # By name would miss the weights that later blocks share with the first.
-    start_of = {id(param): start for param, start in zip(model.parameters(), starts, strict=False)}
-    return [
-        [
-            -1 if not isinstance(param, torch.nn.Parameter) else start_of[id(param)]
-            for param in (
-                block.lin_in.values,
-                block.lin_in.bias,
-                block.norm.weight,
-                block.norm.bias,
-                block.lin_out.values,
-                block.lin_out.bias,
-                block.residual_weight,
-            )
-        ]
-        for block in model._blocks
-    ]
 
 
 def _runs_compiled(model: GSNN) -> bool:

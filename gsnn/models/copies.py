@@ -1,7 +1,8 @@
-"""Copies of a GSNN, and a GSNN that computes with other tensors than its own."""
+"""Copies of a GSNN, a GSNN that computes with other tensors than its own, and its parameters in a row."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -78,3 +79,31 @@ def with_parameters(model: GSNN, state: dict[str, torch.Tensor]) -> Iterator[Non
     finally:
         for name, (module, key) in places.items():
             module._parameters[key] = before[name]
+
+
+def layout_of(model: GSNN) -> tuple[list[str], list[torch.Size]]:
+    """Names and shapes of the parameters, in the order of the flat vector."""
+    named = dict(model.named_parameters())
+    return list(named), [param.shape for param in named.values()]
+
+
+def offsets_of(model: GSNN, layout: tuple[list[str], list[torch.Size]]) -> list[list[int]]:
+    """Where each block's :data:`gsnn.kernels._side.WEIGHTS` begin in the flat vector, -1 for none."""
+    starts = [0, *accumulate(shape.numel() for shape in layout[1])]
+    # By name would miss the weights that later blocks share with the first.
+    start_of = {id(param): start for param, start in zip(model.parameters(), starts, strict=False)}
+    return [
+        [
+            -1 if not isinstance(param, torch.nn.Parameter) else start_of[id(param)]
+            for param in (
+                block.lin_in.values,
+                block.lin_in.bias,
+                block.norm.weight,
+                block.norm.bias,
+                block.lin_out.values,
+                block.lin_out.bias,
+                block.residual_weight,
+            )
+        ]
+        for block in model._blocks
+    ]
