@@ -8,7 +8,7 @@ calibrate. `low_output` is
 the lowest coverage of any output, `width` the median width in standard deviations of the outputs. Settings
 and outer folds are those of `real_data.py`; nothing was chosen by these numbers.
 
-    python benchmarks/coverage.py --seeds 3 --jobs 2
+    python benchmarks/intervals.py --seeds 3 --jobs 2
 
 `--outer 1` holds one outer fold out instead of all, `--outer 0` measures `run` alone.
 """
@@ -31,7 +31,7 @@ from gsnn.graph import GraphWarning
 from gsnn.stats.conformal import coverage, held_out_widths, spread_interval
 from gsnn.train import fit_ensemble
 
-OUT = Path(__file__).parent / "results" / "coverage.csv"
+OUT = Path(__file__).parent / "results" / "intervals.csv"
 LEVEL = 0.9
 
 
