@@ -1,6 +1,7 @@
 """fit_side_by_side: every model ends where ``fit`` alone would have taken it."""
 
 import copy
+import inspect
 import math
 from typing import Any
 
@@ -195,6 +196,69 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path, other):
     what = "initial weights" if other == "weights" else other
     with pytest.raises(ValueError, match=f"another run: {what} of network 0 differs. To start"):
         fit_side_by_side(model, data, **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 3}, "epochs was 2 and is 3"),
+        ({"batch_size": 9}, "batch_size was 8 and is 9"),
+        ({"lr": 0.5}, "lr was 0.02 and is 0.5"),
+        ({"weight_decay": 0.0}, "weight_decay was 0.01 and is 0.0"),
+        ({"patience": 3}, "patience was None and is 3"),
+        ({"schedule": "constant"}, "schedule was 'cosine' and is 'constant'"),
+        ({"restore_best": False}, "restore_best was True and is False"),
+        ({"seeds": [5]}, r"seeds was \[0\] and is \[5\]"),
+        ({"crit": torch.nn.functional.l1_loss}, "crit was 'mse_loss' and is 'l1_loss'"),
+        ({"validation": [0.5]}, r"validation was \[0.25\] and is \[0.5\]"),
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path, change, message):
+    options: dict[str, Any] = {
+        **{"seeds": [0], "epochs": 2, "batch_size": 8, "lr": 0.02, "validation": [0.25]},
+        **{"verbose": False, "checkpoint_path": tmp_path / "fit.safetensors"},
+    }
+    fit_side_by_side(networks(n=1), tables((20,)), **options)
+    with pytest.raises(ValueError, match=f"belongs to another run: {message}"):
+        fit_side_by_side(networks(n=1), tables((20,)), **(options | change))
+
+
+def test_defaults_are_those_of_fit():
+    its = {name: p.default for name, p in inspect.signature(fit).parameters.items()}
+    mine = {name: p.default for name, p in inspect.signature(fit_side_by_side).parameters.items()}
+    assert {name: mine[name] for name in mine if name in its} == {
+        name: its[name] for name in mine if name in its
+    }
+    assert (its["epochs"], its["batch_size"], its["lr"], its["weight_decay"]) == (100, 64, 0.01, 0.01)
+    assert (its["schedule"], its["standardize"], its["restore_best"], its["checkpoint_every"]) == (
+        *("cosine", False, True),
+        1,
+    )
+
+
+def test_lots_hold_as_many_networks_as_memory_allows(monkeypatch):
+    models = networks(n=5)
+    # L + 4 states of so many rows, samples (16 more than a batch, for padding) and bytes.
+    each = (3 + 4) * models[0].plan.n_rows * (8 + 16) * 8
+    sizes = []
+    fit_lot = lots.Lot.fit
+
+    def counted(self):
+        sizes.append(len(self.members))
+        fit_lot(self)
+
+    monkeypatch.setattr(lots.Lot, "fit", counted)
+    for most, wanted in (
+        (2 * each, [2, 2, 1]),
+        (2 * each - 1, [1] * 5),
+        (5 * each, [5]),
+        (each // 2, [1] * 5),
+    ):
+        sizes.clear()
+        monkeypatch.setattr(module, "_MOST_BYTES", most)
+        options: dict[str, Any] = {"epochs": 1, "batch_size": 8, "verbose": False}
+        fit_side_by_side(models, tables((20,) * 5), seeds=range(5), **options)
+        assert sizes == wanted
 
 
 def test_a_checkpoint_needs_a_folder(tmp_path):

@@ -352,7 +352,8 @@ def test_predict_takes_the_models_dtype_and_any_batch_size(table, dtype):
         whole, model(torch.tensor(x, dtype=dtype)).detach().numpy(), rtol=1e-5, atol=1e-7
     )
     np.testing.assert_array_equal(predict(model, torch.tensor(x)), whole)
-    assert predict(model, x[:0]).shape == (0, 2)
+    nothing = predict(model, x[:0])
+    assert nothing.shape == (0, 2) and nothing.dtype == whole.dtype
 
 
 def test_predict_reads_counts_and_flags():
