@@ -1,10 +1,12 @@
 """What captures on the way to the output add to a training step: 24, 300 and 1,000 functions, one thread.
 
-Four things take turns in one process, ten steps of 64 samples in a row each, as in training; the fastest of
+Six things take turns in one process, ten steps of 64 samples in a row each, as in training; the fastest of
 each counts, in CPU seconds of the process, which other processes disturb less than the clock on the wall:
 
 - `plain`: forward pass, squared error, backward pass;
 - `captures`: the same with captures on and `retain_grad()` on the activations before each norm;
+- `flat plain`, `flat captures`: the same two of `side_by_side([model])`, whose captures can be read, but be in
+  no loss;
 - `regressor`: a step of `MagnitudeEdgeRegressor`'s loop, of which its regression (`aux_step`) takes `aux`;
 - `inferer`: one batch of `MagnitudeEdgeInferer.fit`, its statistics included.
 
@@ -24,6 +26,7 @@ from _stamp import command_line
 from gsnn.captures import Captures
 from gsnn.kernels import compiled as native
 from gsnn.models.GSNN import GSNN
+from gsnn.models.SideBySide import side_by_side
 from gsnn.optim.MagnitudeEdgeInferer import MagnitudeEdgeInferer
 from gsnn.optim.MagnitudeEdgeRegressor import MagnitudeEdgeRegressor
 from gsnn.simulate.scenarios import converging_tiers
@@ -45,6 +48,8 @@ def measure(model: GSNN, repeats: int) -> dict[str, float]:
     y = torch.randn(B, int(model.output_node_mask.sum()))
     parameters = list(model.parameters())
     captures = Captures(model)
+    flat = side_by_side([model])
+    of_flat = Captures(flat.networks[0])
     regressor = MagnitudeEdgeRegressor(model, model.graph)
     inferer = MagnitudeEdgeInferer(model, model.graph)
     aux = [float("inf")]
@@ -56,9 +61,20 @@ def measure(model: GSNN, repeats: int) -> dict[str, float]:
         between()
         loss.backward()
 
-    def retain() -> None:
+    def retain(captures: Captures = captures) -> None:
         for tensor in captures.pre_norms():
             tensor.retain_grad()
+
+    def flat_step(between: Callable[[], None] = lambda: None) -> None:
+        flat.weights[0].grad = None
+        loss = torch.nn.functional.mse_loss(flat(x).squeeze(1), y)
+        between()
+        loss.backward()
+
+    def flat_with_captures() -> None:
+        of_flat.on()
+        flat_step(lambda: retain(of_flat))
+        of_flat.off()
 
     def with_captures() -> None:
         captures.on()
@@ -86,6 +102,8 @@ def measure(model: GSNN, repeats: int) -> dict[str, float]:
     turns = {
         "plain": lambda: burst(step),
         "captures": lambda: burst(with_captures),
+        "flat plain": lambda: burst(flat_step),
+        "flat captures": lambda: burst(flat_with_captures),
         "regressor": lambda: burst(with_regressor),
         "inferer": infer,
     }
@@ -97,7 +115,8 @@ def measure(model: GSNN, repeats: int) -> dict[str, float]:
                 best[name] = min(best[name], seconds)
     row = {f"{name}_ms": 1e3 * seconds for name, seconds in best.items()}
     row |= {"aux_ms": 1e3 * aux[0]}
-    return row | {f"{name}_ratio": best[name] / best["plain"] for name in turns if name != "plain"}
+    row |= {f"{name}_ratio": best[name] / best["plain"] for name in ("captures", "regressor", "inferer")}
+    return row | {"flat_ratio": best["flat captures"] / best["flat plain"]}
 
 
 def main() -> None:

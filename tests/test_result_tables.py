@@ -57,3 +57,10 @@ def test_a_table_of_samples_comes_back(tmp_path):
     table = pd.DataFrame([[1.0, 2.0]], pd.Index(["=s"], name="sample"), ["@a", "b"])
     write_table(table, tmp_path / "x.tsv", index="sample")
     pd.testing.assert_frame_equal(read_table(tmp_path / "x.tsv"), table)
+
+
+@pytest.mark.parametrize("digits", [0, -1, 2.5])
+def test_digits_out_of_range_are_refused_and_nothing_is_written(tmp_path, digits):
+    with pytest.raises(ValueError, match="digits must be a positive int, got"):
+        write_table(pd.DataFrame({"a": [1.0]}), tmp_path / "t.csv", digits=digits)
+    assert not list(tmp_path.iterdir())

@@ -6,6 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gsnn._checks import whole
 from gsnn._delimited import as_plain_cell
 from gsnn.io.container import replacing
 
@@ -26,9 +27,13 @@ def write_table(
         path: the file; commas separate the cells where it ends in ``.csv``, tabs elsewhere.
         digits: significant digits of floating-point numbers, an int of at least 1.
         index: name of the first column, which then holds the table's index, or None to leave the index out.
+
+    Raises:
+        ValueError: ``digits`` is out of its range.
     """
     import pandas as pd
 
+    whole("digits", digits)
     if index is not None:
         table = pd.concat([pd.Series(table.index, table.index, name=index), table], axis=1)
     plain = table.rename(columns=_plain)
