@@ -5,7 +5,7 @@ each counts, in CPU seconds of the process, which other processes disturb less t
 
 - `plain`: forward pass, squared error, backward pass;
 - `captures`: the same with captures on and `retain_grad()` on the activations before each norm;
-- `flat plain`, `flat captures`: the same two of `side_by_side([model])`, whose captures can be read, but be in
+- `flat plain`, `flat captures`: the same of `side_by_side([model])`, whose captures can be read, but be in
   no loss;
 - `regressor`: a step of `MagnitudeEdgeRegressor`'s loop, of which its regression (`aux_step`) takes `aux`;
 - `inferer`: one batch of `MagnitudeEdgeInferer.fit`, its statistics included.
