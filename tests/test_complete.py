@@ -120,6 +120,23 @@ def test_auto_stops_when_nothing_is_missing_any_more():
     assert len(complete(graph(), x, y, "auto", stages=2, settings=settings, verbose=False).edges) == 0
 
 
+@pytest.mark.parametrize(
+    ("budget", "given", "last"), [("auto", False, 300), ("auto", True, 300), (1, False, 300)]
+)
+def test_the_network_that_is_kept_learns_from_every_sample(monkeypatch, budget, given, last):
+    """What was put aside to choose the number of edges comes back; validation data stay out."""
+    sizes, trained_anew = [], module.trained_anew
+
+    def counted(graphs, data, *arguments, **options):
+        sizes.append(len(data))
+        return trained_anew(graphs, data, *arguments, **options)
+
+    monkeypatch.setattr(module, "trained_anew", counted)
+    run(budget, validation=data(100, seed=1) if given else None, stages=1)
+    assert sizes[-1] == last
+    assert sizes[:-1] == ([240] if budget == "auto" and not given else [300] if given else [])
+
+
 def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
     whole = run(2, stages=2)
     path = tmp_path / "stages"
