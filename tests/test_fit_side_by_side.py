@@ -229,11 +229,6 @@ def test_defaults_are_those_of_fit():
     assert {name: mine[name] for name in mine if name in its} == {
         name: its[name] for name in mine if name in its
     }
-    assert (its["epochs"], its["batch_size"], its["lr"], its["weight_decay"]) == (100, 64, 0.01, 0.01)
-    assert (its["schedule"], its["standardize"], its["restore_best"], its["checkpoint_every"]) == (
-        *("cosine", False, True),
-        1,
-    )
 
 
 def test_lots_hold_as_many_networks_as_memory_allows(monkeypatch):

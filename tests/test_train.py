@@ -1,5 +1,6 @@
 """The training loop against a loop written out here, and what it must leave alone."""
 
+import inspect
 import math
 
 import numpy as np
@@ -370,6 +371,16 @@ def test_predict_refuses_bad_input(table):
         predict(model, frames(*table)[0][["a", "b"]])
     with pytest.raises(ValueError, match="x must be finite, got nan in column 'a', row 0"):
         predict(model, np.full((1, 3), np.nan))
+
+
+def test_the_defaults_of_fit_are_those_that_are_documented():
+    default = {name: p.default for name, p in inspect.signature(fit).parameters.items()}
+    assert (default["epochs"], default["batch_size"], default["lr"], default["weight_decay"]) == (
+        *(100, 64),
+        *(0.01, 0.01),
+    )
+    assert (default["schedule"], default["standardize"], default["restore_best"]) == ("cosine", False, True)
+    assert (default["seed"], default["patience"], default["checkpoint_every"]) == (None, None, 1)
 
 
 def test_history_as_a_table():
