@@ -39,9 +39,10 @@ newest:  ## the tests with the newest version of every dependency, looked for an
 	$(NEWEST)/bin/pip list --format freeze
 	$(NEWEST)/bin/python -m pytest -n auto
 
+# A process for each file: workers of xdist lose what they have seen.
 coverage: $(STAMP)  ## which lines and branches of gsnn/ the tests run; fails below 95%
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n auto
+	printf '%s\n' tests/test_*.py | xargs -P 2 -n 1 $(BIN)/coverage run -m pytest -n 0 -q
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --fail-under 95
 
