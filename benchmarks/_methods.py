@@ -22,6 +22,7 @@ from gsnn.optim.edge_scores import common_neighbours, degree_product, edge_score
 from gsnn.optim.MagnitudeEdgeInferer import MagnitudeEdgeInferer
 from gsnn.optim.MagnitudeEdgeKGE import MagnitudeEdgeKGE
 from gsnn.optim.MagnitudeEdgeRegressor import MagnitudeEdgeRegressor
+from gsnn.train.rules import loss_of
 
 SETTINGS: dict[str, Any] = {
     "regressor": {"lr": 1e-3, "ridge": 1e-2, "dropout": 0.2},
@@ -121,8 +122,7 @@ def train_all(
             outputs = together([x for x, _ in pairs])
             each = outputs.unbind(1) if isinstance(outputs, torch.Tensor) else outputs
             losses = [
-                mse_loss(output[~y.isnan()], y[~y.isnan()])
-                for output, (_, y) in zip(each, pairs, strict=True)
+                loss_of(mse_loss, output, y, gaps=True) for output, (_, y) in zip(each, pairs, strict=True)
             ]
             for regressor in regressors:
                 regressor.arm_retained_grads()
