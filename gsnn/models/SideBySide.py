@@ -114,7 +114,7 @@ class SideBySide(torch.nn.Module):
             with torch.autocast(batches[0].device.type, enabled=False):
                 return self.forward([batch.to(self.weights[0].dtype) for batch in batches])
         held = torch.is_grad_enabled() or not self._too_large(batches)
-        if held and self.fused and all(len(batch) for batch in batches):
+        if held and self._fusible and all(len(batch) for batch in batches):
             return self._fused(batches)
         for network, batch in zip(self.networks, batches, strict=True):  # all, before any has run
             network._check_input(batch)
@@ -221,7 +221,7 @@ class SideBySide(torch.nn.Module):
         return n_rows * max(map(len, batches)) > _PASS_VALUES
 
     @property
-    def fused(self) -> bool:
+    def _fusible(self) -> bool:
         """Whether a pass over batches that are not empty would now be one operation for all members."""
         if self._runs_compiled is None:  # what only a change of mode or place can change
             self._runs_compiled = all(_runs_compiled(network) for network in self.networks)
