@@ -49,7 +49,7 @@ MODULE_ARROWS = {
     "train._lots": {"models"},
     "train.uncertainty": {"models", "stats"},  # makes its networks, and intervals of their errors
 }
-LOOSE = {"_checks", "_delimited", "_text", "_modes", "_progress"}
+LOOSE = {"_checks", "_delimited", "_text", "_memory", "_modes", "_progress"}
 CORE = {
     "torch",
     "numpy",

@@ -25,7 +25,7 @@ from gsnn.optim.verify import verify
 from gsnn.train import fit, predict
 
 patient = [HealthCheck.too_slow]  # of a loaded machine
-few = settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=patient)
+few = settings(max_examples=10, deadline=None, suppress_health_check=patient)
 KINDS = ("input", "function", "output")
 
 

@@ -597,6 +597,8 @@ def test_odd_cells_are_read_back_or_refused(tmp_path_factory, rows, separator, q
         assert broken and str(path) in str(error)  # a cell ends with its line
         return
     sent = [[cell.strip() for cell in row] for row in table.to_numpy().tolist()]
+    # The apostrophe that keeps a spreadsheet from evaluating what begins with a tab, among others.
+    sent = [[cell.removeprefix("'") if cell.startswith("'\t") else cell for cell in row] for row in sent]
     assert len(found) >= len(sent) if broken else found == sent
 
 

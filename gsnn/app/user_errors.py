@@ -9,6 +9,8 @@ from pathlib import Path
 
 import typer
 
+from gsnn._memory import memory_advice
+
 
 @contextmanager
 def user_errors(out: Path | None = None) -> Iterator[None]:
@@ -24,8 +26,9 @@ def user_errors(out: Path | None = None) -> Iterator[None]:
         warnings.simplefilter("default", UserWarning)
         warnings.showwarning = show
         try:
-            yield
-        except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as err:
+            with memory_advice("fewer samples, or a smaller graph or network, take less"):
+                yield
+        except (ValueError, TypeError, OSError, FloatingPointError, ImportError, MemoryError) as err:
             typer.echo(f"error: {err}", err=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gsnn._checks import non_negative, one_of
+from gsnn._memory import memory_advice
 from gsnn.optim.batch_scale import Crit, device_of
 from gsnn.optim.edge_table import check_missing, check_top_k, edge_table, judge, rank_in_targets
 from gsnn.optim.gradient_pass import Batch, over_batches
@@ -218,6 +219,7 @@ class MagnitudeEdgeInferer(StreamedInferer[Statistics]):
         nodes = self._captures.by_node(captured).permute(1, 2, 0)  # (N, C, B)
         return _NORMS[self.reduction](nodes).T
 
+    @memory_advice("the table of all pairs takes the most of it, top_k= makes a smaller one")
     def evaluate(
         self,
         layer_agg: LayerAgg = "mean",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gsnn._memory import memory_advice
 from gsnn._modes import evaluation_mode
 from gsnn.data.scaling import scaling_of
 from gsnn.models.GSNN import GSNN
@@ -27,6 +28,7 @@ class Linearised:
     the same way, on the samples `fitting`; the ridge is chosen between the two halves of these.
     """
 
+    @memory_advice("fewer samples or fewer candidate edges take less")
     def __init__(
         self, model: GSNN, samples: Samples, fitting: Any, names: Sequence[str], targets: Sequence[int]
     ) -> None:

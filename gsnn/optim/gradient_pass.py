@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gsnn._memory import memory_advice
 from gsnn._modes import evaluation_mode
 from gsnn._progress import progress
 from gsnn.captures import Captures
@@ -105,6 +106,11 @@ def over_batches(
         stack.enter_context(evaluation_mode(model))
         stack.enter_context(captures.recording())
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(
+            memory_advice(
+                "smaller batches of the dataloader take less; the inferer's own needs are in its docstring"
+            )
+        )
         for number, batch in enumerate(progress(dataloader, "samples", verbose)):
             inputs, target = unpack(batch, away, dtype_of(model))
             # The captures must be on the autograd graph even if every parameter is frozen.

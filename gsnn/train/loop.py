@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from gsnn._checks import whole
+from gsnn._memory import memory_advice
 from gsnn._modes import evaluation_mode, modes_kept
 from gsnn._progress import ProgressBar
 from gsnn.data.dataset import Prepared
@@ -122,6 +123,8 @@ def fit(
         FloatingPointError: the loss became NaN or infinite. The weights of the best epoch so far (by
             validation loss; the initial ones where there is none) are put back first, and the checkpoint is
             deleted.
+        MemoryError: memory ran out; the message says what takes less. The model has the weights of its last
+            step.
 
     Example:
         >>> from gsnn.models.GSNN import GSNN
@@ -164,7 +167,8 @@ def fit(
         checkpoint = FitCheckpoint(checkpoint_path, run)
     training = _Training(model, params, settings, tables, seed, rng, checkpoint)
     label = verbose if isinstance(verbose, str) else "epochs"
-    with modes_kept(model), _seeded(seed, params[0].device):
+    less = memory_advice(f"a batch_size below {batch_size} takes less, as does GSNN(checkpoint=True)")
+    with modes_kept(model), _seeded(seed, params[0].device), less:
         training.resume()
         set_scaling(model, tables.scaling)
         with contextlib.closing(ProgressBar(epochs, label, bool(verbose), done=training.done.epoch)) as bar:
@@ -343,6 +347,7 @@ def predict(model: torch.nn.Module, x: Any, *, batch_size: int = 1024) -> Any:
 
     Raises:
         ValueError: wrong width, missing or unknown columns, NaN or infinite x.
+        MemoryError: memory ran out; the message says what takes less.
     """
     whole("batch_size", batch_size)
     xs = as_rows(model, x, "input", "x")
@@ -350,7 +355,8 @@ def predict(model: torch.nn.Module, x: Any, *, batch_size: int = 1024) -> Any:
     scaling = scaling_of(model)
     ready = Prepared(xs, None if scaling is None else scaling.scale_x, param.device, param.dtype)
     parts = []
-    with evaluation_mode(model), torch.no_grad():
+    less = memory_advice(f"a batch_size below {batch_size} takes less")
+    with evaluation_mode(model), torch.no_grad(), less:
         for start in range(0, len(ready), batch_size):
             parts.append(model(ready[start : start + batch_size]).to("cpu"))
     yhat = torch.cat(parts) if parts else torch.zeros(0, len(node_names(model, "output")), dtype=param.dtype)

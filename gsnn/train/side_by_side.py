@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gsnn._memory import memory_advice
 from gsnn._progress import ProgressBar
 from gsnn.data.scaling import Scaling
 from gsnn.train._lots import Checkpoint, Lot, Member
@@ -84,6 +85,8 @@ def fit_side_by_side(
         ValueError: lists of different lengths, and what ``fit`` says.
         FloatingPointError: a loss became NaN or infinite. All models get the weights of their best epoch so
             far first (the initial ones without one).
+        MemoryError: memory ran out; the message says what takes less. As at Ctrl-C, every model has the
+            weights that a stop leaves.
     """
     models, data, seeds = list(models), list(data), [operator.index(seed) for seed in seeds]
     given = [None] * len(models) if validation is None else list(validation)
@@ -161,7 +164,8 @@ def fit_side_by_side(
                     for what, value in {**m.tables.checksums, **describe_model(m.model)}.items()
                 }
                 checkpoint = Checkpoint(path, {**describe_versions(), **run, "lot": number, **sums})
-            Lot(lot, settings, checkpoint, bar).fit()
+            with memory_advice(f"a batch_size below {batch_size} takes less"):
+                Lot(lot, settings, checkpoint, bar).fit()
     return [
         History(
             tuple(m.done.train_loss),

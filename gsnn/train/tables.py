@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from gsnn._memory import memory_advice
 from gsnn._text import some_names
 from gsnn.data.dataset import Prepared, prepared
 from gsnn.data.match import as_pair, as_weights, node_names
@@ -45,6 +46,7 @@ class Tables:
         return None if self.weight is None else self.weight[rows]
 
 
+@memory_advice("memory maps, sparse matrices, HDF5 and AnnData are read batch by batch instead")
 def prepare(
     model: torch.nn.Module,
     x: Any,

@@ -1,0 +1,165 @@
+"""Memory that runs out: an error that says what takes less, and the same process can go on with that."""
+
+import os
+import sys
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from kill_jobs import in_child
+from typer.testing import CliRunner
+
+from gsnn._memory import memory_advice
+from gsnn.app.cli import app
+from gsnn.data import tables
+from gsnn.graph import HeteroGraph
+from gsnn.models.GSNN import GSNN
+from gsnn.optim._linearised import Linearised
+from gsnn.optim.FirstOrderEdgeInferer import FirstOrderEdgeInferer
+from gsnn.optim.MagnitudeEdgeInferer import MagnitudeEdgeInferer
+from gsnn.optim.staging import Samples
+from gsnn.train import fit, fit_side_by_side, predict
+
+MIB = 2**20
+
+
+def chain(n, norm="layer", channels=4):
+    steps = torch.arange(n)
+    edges = {
+        ("input", "to", "function"): torch.tensor([[0], [0]]),
+        ("function", "to", "function"): torch.stack([steps[:-1], steps[1:]]),
+        ("function", "to", "output"): torch.tensor([[n - 1], [0]]),
+    }
+    graph = HeteroGraph(edges, {"input": ["x"], "function": [f"f{k}" for k in range(n)], "output": ["y"]})
+    torch.manual_seed(0)
+    return graph, GSNN(graph.edge_index_dict, graph.node_names_dict, channels, 3, norm=norm)
+
+
+def loader(n):
+    rng = np.random.default_rng(0)
+    x, y = (torch.from_numpy(rng.normal(size=(n, 1)).astype("f")) for _ in range(2))
+    return lambda size: [(x[:size], y[:size])]
+
+
+def fitting(norm, samples=200_000):
+    _, model = chain(40, norm)
+    x, y = np.zeros((samples, 1), "f"), np.zeros((samples, 1), "f")
+    return lambda size: fit(model, x[: 2 * size], y[: 2 * size], epochs=1, batch_size=size, verbose=False)
+
+
+def fitting_together(samples=200_000):
+    models, x = [chain(40)[1] for _ in range(2)], np.zeros((samples, 1), "f")
+
+    def job(size):
+        data = [(x[: 2 * size], x[: 2 * size])] * 2
+        fit_side_by_side(models, data, seeds=[0, 1], epochs=1, batch_size=size, verbose=False)
+
+    return job
+
+
+def predicting(samples=200_000):
+    _, model = chain(40)
+    x = np.zeros((samples, 1), "f")
+    return lambda size: predict(model, x[: 2 * size], batch_size=size)
+
+
+def inferring(kind, samples=200_000):
+    graph, model = chain(40)
+    inferer, data = kind(model, graph), loader(samples)
+    return lambda size: inferer.fit(data(size), verbose=False)
+
+
+def evaluating(nodes=1_500):
+    each, one = torch.arange(nodes), torch.zeros(nodes, dtype=torch.int64)
+    edges = {
+        ("input", "to", "function"): torch.stack([one, each]),
+        ("function", "to", "function"): torch.zeros(2, 0, dtype=torch.int64),
+        ("function", "to", "output"): torch.stack([each, one]),
+    }
+    names = {"input": ["x"], "function": [f"f{k}" for k in range(nodes)], "output": ["y"]}
+    graph = HeteroGraph(edges, names)
+    inferer = MagnitudeEdgeInferer(GSNN(edges, names, 1, 3, norm="none"), graph)
+    inferer.fit(loader(8)(8), verbose=False)
+    return lambda top_k: inferer.evaluate(top_k=top_k)
+
+
+def linearising(samples=100_000):
+    graph, model = chain(8, channels=8)
+    names = graph.node_names_dict["function"]
+    x = torch.randn(samples, 1)
+    return lambda n: Linearised(model, Samples.of(model, x[:n], x[:n]), np.ones(n, bool), names, [4])
+
+
+def preparing(samples=10_000_000):
+    _, model = chain(2)
+    x = np.zeros((samples, 1))
+    return lambda n: fit(model, x[:n], x[:n], epochs=1, batch_size=1000, verbose=False)
+
+
+# What is done, a size that is too large for so many MiB and one that is not, and the advice.
+CASES = {
+    "fit": (partial(fitting, "layer"), 200_000, 2_000, 80, "batch_size below 200000"),
+    "fit, without the compiler": (partial(fitting, "batch"), 200_000, 2_000, 80, r"GSNN\(checkpoint=True\)"),
+    "side by side": (fitting_together, 200_000, 2_000, 80, "batch_size below 200000"),
+    "predict": (predicting, 200_000, 2_000, 50, "batch_size below 200000"),
+    "magnitudes": (partial(inferring, MagnitudeEdgeInferer), 200_000, 500, 150, "smaller batches"),
+    "first order": (partial(inferring, FirstOrderEdgeInferer), 200_000, 500, 150, "smaller batches"),
+    "a table of all pairs": (evaluating, None, 3, 150, "top_k="),
+    "verify": (linearising, 100_000, 200, 80, "fewer samples"),
+    "tables": (preparing, 10_000_000, 1_000, 30, "memory maps"),
+}
+
+
+class Limited:
+    """A job that may take so many MiB more than it has when it begins, tried at both sizes."""
+
+    def __init__(self, make, too_large, small, mib, advice):
+        self.make, self.too_large, self.small, self.mib, self.advice = make, too_large, small, mib, advice
+
+    def __call__(self, out):
+        import resource
+
+        torch.set_num_threads(1)
+        job = self.make()
+        job(self.small)  # what PyTorch imports at its first step is not the job's
+        with open("/proc/self/statm") as file:
+            now = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + self.mib * MIB,) * 2)
+        with pytest.raises(MemoryError, match=rf"^out of memory; .*{self.advice}"):
+            job(self.too_large)
+        job(self.small)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not hasattr(os, "fork"), reason="no limit of memory to set")
+@pytest.mark.parametrize("name", CASES)
+def test_the_error_says_what_takes_less_and_that_works(name, tmp_path):
+    status, _ = in_child(Limited(*CASES[name]), tmp_path / "out")
+    assert status == 0
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 8")]
+)
+def test_a_command_ends_with_one_line(tmp_path, monkeypatch, error):
+    def fails(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(tables, "load_data", fails)
+    words = ["run", "--edges", "e.tsv", "--x", "x.tsv", "--y", "y.tsv", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: out of memory; fewer samples, or a smaller graph") and (
+        done.stderr.count("\n") == 1
+    )
+
+
+def test_the_innermost_advice_counts_and_other_errors_pass():
+    inner = pytest.raises(MemoryError, match=r"^out of memory; inner \(MemoryError\)$")
+    with inner as advised, memory_advice("outer"), memory_advice("inner"):
+        raise MemoryError
+    assert isinstance(advised.value.__cause__, MemoryError)
+    for error in (RuntimeError("shapes differ"), ValueError("out of memory")):
+        with pytest.raises(type(error), match=str(error)) as caught, memory_advice("none"):
+            raise error
+        assert caught.value is error
