@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,6 +25,8 @@ def memory_advice(advice: str) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not _ran_out(error):
             raise
+        # Whoever keeps the traceback, as notebooks do, must not keep what the failed calls have taken.
+        traceback.clear_frames(error.__traceback__)
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise OutOfMemoryError(f"out of memory; {advice} ({said})") from error
 

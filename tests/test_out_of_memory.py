@@ -127,9 +127,10 @@ class Limited:
         with open("/proc/self/statm") as file:
             now = int(file.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (now + self.mib * MIB,) * 2)
-        with pytest.raises(MemoryError, match=rf"^out of memory; .*{self.advice}"):
+        with pytest.raises(MemoryError, match=rf"^out of memory; .*{self.advice}") as kept:
             job(self.too_large)
-        job(self.small)
+        job(self.small)  # although a notebook would keep the traceback, too
+        assert kept.value.__traceback__ is not None
 
 
 @pytest.mark.skipif(sys.platform != "linux" or not hasattr(os, "fork"), reason="no limit of memory to set")
