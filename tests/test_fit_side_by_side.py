@@ -231,6 +231,19 @@ def test_defaults_are_those_of_fit():
     }
 
 
+def test_a_loss_of_the_models_own_parameters_is_refused():
+    models = networks(n=2)
+    before = [[p.clone() for p in model.parameters()] for model in models]
+
+    def crit(yhat, y):
+        return (yhat - y).square().mean() + models[1].ResBlocks[0].lin_in.values.square().sum()
+
+    with pytest.raises(ValueError, match="depends on parameters of model 1: train it with fit"):
+        fit_side_by_side(models, tables((40, 40)), seeds=[0, 1], epochs=2, crit=crit, verbose=False)
+    for model, old in zip(models, before, strict=True):
+        assert all(torch.equal(p, q) and p.grad is None for p, q in zip(model.parameters(), old, strict=True))
+
+
 def test_lots_hold_as_many_networks_as_memory_allows(monkeypatch):
     models = networks(n=5)
     # L + 4 states of so many rows, samples (16 more than a batch, for padding) and bytes.

@@ -60,6 +60,7 @@ class Lot:
     ) -> None:
         self.members, self.settings, self.checkpoint, self.bar = members, settings, checkpoint, bar
         self.step = 0
+        self.looked_at = False
 
     def fit(self) -> None:
         """Train all to their end and put the results into their models."""
@@ -114,6 +115,9 @@ class Lot:
             group["lr"] = rate(s.lr, s.schedule, self.step, group["n_steps"])
         losses = self._losses(rows)
         self.opt.zero_grad(set_to_none=True)
+        if not self.looked_at:
+            self._refuse_own_terms(losses)
+            self.looked_at = True
         losses.sum().backward()
         self.opt.step()
         self.step += 1
@@ -150,6 +154,17 @@ class Lot:
         return torch.stack(
             [loss_of(crit, yhat, y, t.gaps, t.weights_of(index)) for t, yhat, y, index in quadruples]
         )
+
+    def _refuse_own_terms(self, losses: torch.Tensor) -> None:
+        """What is trained are copies: a term of the models' own parameters would be without effect."""
+        for member, loss in zip(self.active, losses, strict=True):
+            own = [p for p in member.model.parameters() if p.requires_grad]
+            found = torch.autograd.grad(loss, own, retain_graph=True, allow_unused=True)
+            if any(grad is not None for grad in found):
+                raise ValueError(
+                    "crit must be a loss of the predictions alone where models train side by side, got one "
+                    f"that depends on parameters of model {member.number}: train it with fit"
+                )
 
     def _end_epoch(self, k: int, member: Member) -> bool:
         """Write down an epoch of one network; whether it was its last."""

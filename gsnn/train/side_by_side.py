@@ -69,7 +69,7 @@ def fit_side_by_side(
         sample_weight: of each, as ``fit`` takes it; None for none.
         validation: of each, as ``fit`` takes it; None for none.
         crit: as ``fit`` takes it, but a loss of the predictions alone: what is trained are copies, so a term
-            of the models' own parameters would have no effect.
+            of the models' own parameters would have no effect, and is refused.
         callbacks: called after each epoch of each model, which ``state.member`` counts; True stops this one
             model. Where one raises, or at Ctrl-C, every model first gets the weights that a stop leaves.
         checkpoint_path: a file from which the same call goes on after an interruption, with the result that
