@@ -174,8 +174,10 @@ def test_another_run_is_refused_and_the_file_stays(table, path, change, message)
     model = small_model(**change.pop("model", {}))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.scaling = before_scaling = object()
-    with pytest.raises(ValueError, match=f"the checkpoint .* belongs to another run: .*{message}"):
+    refused = pytest.raises(ValueError, match=f"the checkpoint .* belongs to another run: .*{message}")
+    with refused as caught:
         fit(model, x, y, checkpoint_path=path, **(options | change))
+    assert str(caught.value).endswith("To start afresh, delete it or choose another file")
     assert path.read_bytes() == content and model.scaling == before_scaling
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 

@@ -310,8 +310,10 @@ def test_a_loss_that_explodes_late():
 
 def test_wrong_arguments():
     models, data = networks(), tables()
-    with pytest.raises(ValueError, match="seeds must have one entry"):
-        fit_side_by_side(models, data, seeds=[1])
+    for name, value in {"data": data[:2], "seeds": [1], "validation": [0.2], "sample_weight": [None]}.items():
+        given = {"data": data, "seeds": [1, 2, 3], name: value}
+        with pytest.raises(ValueError, match=f"^{name} must have one entry for each of 3 models, got"):
+            fit_side_by_side(models, **given)
     with pytest.raises(ValueError, match="same model twice"):
         fit_side_by_side([models[0]] * 3, data, seeds=[1, 2, 3])
     with pytest.raises(ValueError, match="epochs"):
