@@ -6,7 +6,8 @@ STAMP := $(VENV)/.installed
 # The oldest Python that is supported, for the oldest versions of the dependencies.
 OLDEST_PYTHON ?= python3.10
 OLDEST := .venv-oldest
-# The newest version of every dependency, whatever it is on the day, but for the build of PyTorch.
+# The newest version of every dependency, whatever it is on the day, but for the build of PyTorch. Some need
+# the newest Python too: make newest PYTHON=python3.13
 NEWEST := .venv-newest
 # What PyTorch 2.4 says of its own code.
 OLDEST_WARNINGS := -W 'ignore:You are using `torch.load` with:FutureWarning' \

@@ -164,6 +164,13 @@ def test_bad_options(options, message):
         fit_ensemble(network(), x, y, verbose=False, **options)
 
 
+def test_there_may_be_as_many_folds_as_groups():
+    x, _, y, _ = TRUTH.sample(30, 0, 0.3, seed=1)
+    labels = np.arange(30) // 10
+    fold = fit_ensemble(network(), x, y, groups=labels, folds=3, n_members=1, epochs=1, verbose=False).fold
+    assert (np.ptp(fold.reshape(3, 10), axis=1) == 0).all() and len(set(fold)) == 3
+
+
 def test_an_output_that_is_measured_in_one_fold_only():
     x, _, y, _ = TRUTH.sample(30, 0, 0.3, seed=1)
     y[1:, 2] = np.nan

@@ -153,7 +153,8 @@ def _values(adata: Any, outputs: Sequence[str] | None, layer: str | None) -> pd.
     names = list(adata.var_names) if outputs is None else list(outputs)
     _need(names, adata.var_names, "outputs", "var_names")
     if layer is not None and layer not in adata.layers:
-        raise ValueError(f"layer must be one of {some_names(adata.layers)}, got {layer!r}")
+        layers = [name for name in adata.layers if name is not None]  # anndata 0.13 counts X as None
+        raise ValueError(f"layer must be one of {some_names(layers)}, got {layer!r}")
     part = adata[:, names]
     table = part.X if layer is None else part.layers[layer]
     if table is None:
