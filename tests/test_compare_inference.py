@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy import stats
+from scipy import integrate, stats
 from sklearn.metrics import roc_auc_score
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -229,7 +229,7 @@ def test_judged_against_counting_and_sklearn():
     y = [pair in set(test) for pair in pairs]
     s = [np.nan_to_num(scores[names.index(u), names.index(v)], nan=-1) for u, v in pairs]
     assert found["metrics"]["auc"] == pytest.approx(roc_auc_score(y, s))
-    assert np.trapezoid(found["roc"], _tables.FALSE_POSITIVE_RATES) == pytest.approx(
+    assert integrate.trapezoid(found["roc"], _tables.FALSE_POSITIVE_RATES) == pytest.approx(
         roc_auc_score(y, s), abs=0.01
     )
     assert found["counts"] == {"n_positives": 8, "n_negatives": len(pairs) - 8}
@@ -246,7 +246,7 @@ def test_summary_is_the_mean_over_seeds_with_its_bootstrap_interval():
     values = np.random.default_rng(1).normal(0.7, 0.1, 20)
     low, high = _tables.interval(values)
     assert (low, high) == _tables.interval(values)
-    oracle = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=10_000, rng=3)
+    oracle = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=10_000, random_state=3)
     np.testing.assert_allclose((low, high), oracle.confidence_interval, atol=2e-3)
     assert _tables.interval(np.full(4, 0.3)) == pytest.approx((0.3, 0.3))
 
