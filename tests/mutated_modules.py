@@ -98,7 +98,7 @@ TESTS = {
     "gsnn/app/training.py": [*RUN, "test_resume.py"],
     "gsnn/app/workflow.py": [*RUN, "test_resume.py"],
     "gsnn/stats/baselines.py": ["test_compare.py", "test_main_job.py"],
-    "gsnn/stats/conformal.py": ["test_uncertainty.py"],
+    "gsnn/stats/conformal.py": ["test_uncertainty.py", "test_intervals.py"],
     "gsnn/stats/moments.py": ["test_moments.py", "test_inferer.py"],
     "gsnn/stats/processes.py": ["test_distributed.py"],
     "gsnn/stats/pursuit.py": ["test_first_order.py", "test_input_output_edges.py"],
