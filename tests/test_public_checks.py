@@ -3,6 +3,7 @@
 import copy
 import inspect
 import pickle
+import time
 
 import matplotlib
 import pytest
@@ -19,11 +20,18 @@ from public_world import World
 NAMES = sorted(CASES)
 
 
+def end_process_group():
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # PyTorch 2.4 keeps the interpreter's lock while it waits for its threads, which may yet need it for a
+        # moment to let go of a tensor: without the moment both may wait for ever.
+        time.sleep(0.01)
+        torch.distributed.destroy_process_group()
+
+
 @pytest.fixture(autouse=True)
 def _no_process_group_stays():
     yield
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    end_process_group()
     plt.close("all")
 
 
@@ -33,8 +41,7 @@ def prepared(name, folder):
     if not case.usable():
         pytest.skip(f"needs {case.needs}")
     folder.mkdir(exist_ok=True)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    end_process_group()
     world = World(folder)
     args, kwargs = case.arguments(world)
     return case, world, public_names()[name], args, kwargs
