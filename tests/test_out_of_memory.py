@@ -151,9 +151,8 @@ def test_a_command_ends_with_one_line(tmp_path, monkeypatch, error):
     words = ["run", "--edges", "e.tsv", "--x", "x.tsv", "--y", "y.tsv", "--out", str(tmp_path / "out")]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 2
-    assert done.stderr.startswith("error: out of memory; fewer samples, or a smaller graph") and (
-        done.stderr.count("\n") == 1
-    )
+    assert done.stderr.startswith("error: out of memory; fewer samples, or a smaller graph")
+    assert done.stderr.count("\n") == 1
 
 
 def test_the_innermost_advice_counts_and_other_errors_pass():

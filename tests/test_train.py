@@ -137,9 +137,8 @@ def test_best_weights_come_back_and_patience_stops(table):
 
 def test_a_watched_test_set_changes_nothing(table):
     x, y = table
-    a, b = (
-        small_model(norm="groupbatch", dropout=0.3) for _ in range(2)
-    )  # both know training from evaluation
+    # Both of these know training from evaluation.
+    a, b = (small_model(norm="groupbatch", dropout=0.3) for _ in range(2))
     watched = fit(
         a, x[:20], y[:20], validation=(x[20:], -y[20:]), restore_best=False, epochs=9, seed=1, verbose=False
     )
