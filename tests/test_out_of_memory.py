@@ -1,5 +1,6 @@
 """Memory that runs out: an error that says what takes less, and the same process can go on with that."""
 
+import ctypes
 import os
 import sys
 from functools import partial
@@ -10,10 +11,11 @@ import torch
 from kill_jobs import in_child
 from typer.testing import CliRunner
 
-from gsnn._memory import memory_advice
+from gsnn._memory import memory_advice, releases
 from gsnn.app.cli import app
 from gsnn.data import tables
 from gsnn.graph import HeteroGraph
+from gsnn.kernels import compiled
 from gsnn.models.GSNN import GSNN
 from gsnn.optim._linearised import Linearised
 from gsnn.optim.FirstOrderEdgeInferer import FirstOrderEdgeInferer
@@ -112,6 +114,32 @@ CASES = {
 }
 
 
+def taken():
+    """Bytes of address space the process has."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def limit(more):
+    """Let this process take so many bytes more than it has."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_AS, (taken() + more,) * 2)
+
+
+def give_back_at_once():
+    """What is freed goes back to the system.
+
+    By default glibc keeps some of it, and how much depends on what the process did before: at times nothing
+    of a limit is left for the smaller size.
+    """
+    torch.set_num_threads(1)
+    libc = ctypes.CDLL(None)
+    arenas, mapped, trimmed = libc.mallopt(-8, 1), libc.mallopt(-3, 2**16), libc.mallopt(-1, 2**16)
+    assert arenas and mapped and trimmed
+    libc.malloc_trim(0)
+
+
 class Limited:
     """A job that may take so many MiB more than it has when it begins, tried at both sizes."""
 
@@ -119,24 +147,42 @@ class Limited:
         self.make, self.too_large, self.small, self.mib, self.advice = make, too_large, small, mib, advice
 
     def __call__(self, out):
-        import resource
-
-        torch.set_num_threads(1)
+        give_back_at_once()
         job = self.make()
         job(self.small)  # what PyTorch imports at its first step is not the job's
-        with open("/proc/self/statm") as file:
-            now = int(file.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (now + self.mib * MIB,) * 2)
+        before = taken()
+        limit(self.mib * MIB)
         with pytest.raises(MemoryError, match=rf"^out of memory; .*{self.advice}") as kept:
             job(self.too_large)
-        job(self.small)  # although a notebook would keep the traceback, too
+        assert taken() - before < self.mib * MIB / 3  # although a notebook would keep the error, too
+        job(self.small)
         assert kept.value.__traceback__ is not None
+        if sys.version_info >= (3, 11):
+            (where,) = kept.value.__cause__.__notes__  # type: ignore[union-attr]
+            assert "gsnn" in where and "line" in where
+
+
+def two_plans_in_turn(out):
+    give_back_at_once()
+    first, second = compiled._Pool(), compiled._Pool()
+    like = torch.empty(0)
+    first.empty((64, MIB), like)
+    limit(16 * MIB)
+    with pytest.raises(MemoryError):
+        np.empty(64 * MIB, np.uint8)
+    second.empty((65, MIB), like)
 
 
 @pytest.mark.skipif(sys.platform != "linux" or not hasattr(os, "fork"), reason="no limit of memory to set")
 @pytest.mark.parametrize("name", CASES)
 def test_the_error_says_what_takes_less_and_that_works(name, tmp_path):
     status, _ = in_child(Limited(*CASES[name]), tmp_path / "out")
+    assert status == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not hasattr(os, "fork"), reason="no limit of memory to set")
+def test_recycled_memory_makes_way_for_another_plan(tmp_path):
+    status, _ = in_child(two_plans_in_turn, tmp_path / "out")
     assert status == 0
 
 
@@ -164,3 +210,20 @@ def test_the_innermost_advice_counts_and_other_errors_pass():
         with pytest.raises(type(error), match=str(error)) as caught, memory_advice("none"):
             raise error
         assert caught.value is error
+
+
+def test_what_is_kept_for_later_is_given_back():
+    class Keeper:
+        kept = True
+
+        def release(self):
+            self.kept = False
+
+    keeper = Keeper()
+    releases(keeper)
+    with pytest.raises(ValueError, match="shapes"), memory_advice("none"):
+        raise ValueError("shapes")
+    assert keeper.kept
+    with pytest.raises(MemoryError), memory_advice("less"):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 8")
+    assert not keeper.kept

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from gsnn._memory import release_recycled, releases
 from gsnn.kernels.plan import Plan
 
 Tensor = torch.Tensor
@@ -133,6 +134,11 @@ class _Pool:
 
     def __init__(self) -> None:
         self._free: dict[int, list[np.ndarray]] = {}
+        releases(self)
+
+    def release(self) -> None:
+        """Keep none; those in use now go back to the dictionary of when they were made, which nobody asks."""
+        self._free = {}
 
     def empty(self, shape: Sequence[int], like: Tensor, turned: bool = False) -> Tensor:
         """Uninitialised, of ``like``'s type; where ``turned``, seen with its dimensions in reverse."""
@@ -145,17 +151,22 @@ class _Pool:
                     with contextlib.suppress(IndexError):
                         others.pop()
                     break
-            raw = np.empty(size + LINE, np.uint8)
+            try:
+                raw = np.empty(size + LINE, np.uint8)
+            except MemoryError:  # perhaps for what is kept here or by other plans
+                release_recycled()
+                raw = np.empty(size + LINE, np.uint8)
             start = -raw.ctypes.data % LINE  # a row that begins in mid-line costs one line more
             buffer = raw[start : start + size]
         owned = buffer.view(_NUMPY[like.dtype]).reshape(shape)
         if turned:  # before it is a tensor: a view of one would be one to autograd too
             owned = owned.T
-        weakref.finalize(owned, self._give_back, buffer).atexit = False
+        weakref.finalize(owned, _give_back, self._free, buffer).atexit = False
         return torch.from_numpy(owned)
 
-    def _give_back(self, buffer: np.ndarray) -> None:
-        self._free.setdefault(buffer.nbytes, []).append(buffer)
+
+def _give_back(free: dict[int, list[np.ndarray]], buffer: np.ndarray) -> None:
+    free.setdefault(buffer.nbytes, []).append(buffer)
 
 
 class _Compiled:
