@@ -20,6 +20,8 @@ from gsnn.models.GSNN import GSNN
 from gsnn.optim._linearised import Linearised
 from gsnn.optim.FirstOrderEdgeInferer import FirstOrderEdgeInferer
 from gsnn.optim.MagnitudeEdgeInferer import _BLOCK_ELEMENTS, MagnitudeEdgeInferer
+from gsnn.optim.MagnitudeEdgeKGE import MagnitudeEdgeKGE
+from gsnn.optim.MagnitudeEdgeRegressor import MagnitudeEdgeRegressor
 from gsnn.optim.staging import Samples
 from gsnn.train import fit, fit_side_by_side, predict
 
@@ -72,19 +74,54 @@ def inferring(kind, samples=200_000):
     return lambda size: inferer.fit(data(size), verbose=False)
 
 
-def evaluating(nodes=2_200):
-    _BLOCK_ELEMENTS["corr"] = 2**20  # so that only the table takes much
-    each, one = torch.arange(nodes), torch.zeros(nodes, dtype=torch.int64)
+def star(n):
+    """n function nodes beside each other, and an inferer of theirs that has seen 8 samples."""
+    each, one = torch.arange(n), torch.zeros(n, dtype=torch.int64)
     edges = {
         ("input", "to", "function"): torch.stack([one, each]),
-        ("function", "to", "function"): torch.zeros(2, 0, dtype=torch.int64),
+        ("function", "to", "function"): torch.tensor([[0], [1]]),
         ("function", "to", "output"): torch.stack([each, one]),
     }
-    names = {"input": ["x"], "function": [f"f{k}" for k in range(nodes)], "output": ["y"]}
+    names = {"input": ["x"], "function": [f"f{k}" for k in range(n)], "output": ["y"]}
     graph = HeteroGraph(edges, names)
-    inferer = MagnitudeEdgeInferer(GSNN(edges, names, 1, 3, norm="none"), graph)
+    model = GSNN(edges, names, 1, 3, norm="none")
+    inferer = MagnitudeEdgeInferer(model, graph)
     inferer.fit(loader(8)(8), verbose=False)
+    return graph, model, inferer
+
+
+def evaluating(nodes=2_200):
+    _BLOCK_ELEMENTS["corr"] = 2**20  # so that only the table takes much
+    inferer = star(nodes)[2]
     return lambda top_k: inferer.evaluate(top_k=top_k)
+
+
+def regressing(nodes=3_000):
+    networks = {n: star(n) for n in (5, nodes)}
+    return lambda n: MagnitudeEdgeRegressor(networks[n][1], networks[n][0])
+
+
+def a_table_of_the_regressor(nodes=1_600):
+    regressors = {}
+    for n in (5, nodes):
+        graph, model, _ = star(n)
+        regressor = regressors[n] = MagnitudeEdgeRegressor(model, graph, window=8)
+        regressor.pre_forward()
+        out = model(torch.randn(8, 1))
+        regressor.arm_retained_grads()
+        out.square().sum().backward()
+        regressor.aux_step()
+    return lambda n: regressors[n].evaluate()
+
+
+def embedding(nodes=1_600):
+    models = {
+        n: MagnitudeEdgeKGE(star(n)[2], edges="true", mining_strategy="topk_per_target", walks_per_node=1)
+        for n in (5, nodes)
+    }
+    for model in models.values():
+        model.fit(1, verbose=False)
+    return lambda n: models[n].evaluate()
 
 
 def linearising(samples=100_000):
@@ -108,7 +145,10 @@ CASES = {
     "predict": (predicting, 200_000, 2_000, 50, "batch_size below 200000"),
     "magnitudes": (partial(inferring, MagnitudeEdgeInferer), 200_000, 500, 150, "smaller batches"),
     "first order": (partial(inferring, FirstOrderEdgeInferer), 200_000, 500, 150, "smaller batches"),
-    "a table of all pairs": (evaluating, None, 3, 150, "top_k="),
+    "a table of all pairs": (evaluating, None, 3, 200, r"evaluate\(top_k=\)"),
+    "a regressor": (regressing, 3_000, 5, 20, "needs nothing like it"),
+    "its table": (a_table_of_the_regressor, 1_600, 5, 100, "needs nothing like it"),
+    "an embedding's table": (embedding, 1_600, 5, 100, "all pairs of function nodes"),
     "verify": (linearising, 100_000, 200, 80, "fewer samples"),
     "tables": (preparing, 10_000_000, 1_000, 30, "memory maps"),
 }

@@ -219,7 +219,7 @@ class MagnitudeEdgeInferer(StreamedInferer[Statistics]):
         nodes = self._captures.by_node(captured).permute(1, 2, 0)  # (N, C, B)
         return _NORMS[self.reduction](nodes).T
 
-    @memory_advice("the table of all pairs takes the most of it, top_k= makes a smaller one")
+    @memory_advice("the table of all pairs takes the most of it, evaluate(top_k=) makes a smaller one")
     def evaluate(
         self,
         layer_agg: LayerAgg = "mean",

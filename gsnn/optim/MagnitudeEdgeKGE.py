@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gsnn._checks import non_negative, one_of, whole, within
 from gsnn._checks import positive as check_positive
+from gsnn._memory import memory_advice
 from gsnn._progress import ProgressBar
 from gsnn.optim.edge_table import (
     Pair,
@@ -329,6 +330,7 @@ class MagnitudeEdgeKGE(nn.Module):
         with torch.no_grad():
             self.embedding.copy_(self._best)
 
+    @memory_advice("this scores all pairs of function nodes, FirstOrderEdgeInferer.best does not")
     def evaluate(self, exclude_self: bool = True, fuse: float | None = None) -> pd.DataFrame:
         """Score every ordered pair of function nodes.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gsnn._checks import non_negative, one_of, positive, whole, within
+from gsnn._memory import memory_advice
 from gsnn.optim.edge_table import (
     KeptEdges,
     all_pairs,
@@ -30,6 +31,10 @@ from gsnn.stats.standardize import batch_moments, running_moments, standardized
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_LESS = memory_advice(
+    "W is for all pairs of function nodes, FirstOrderEdgeInferer.best needs nothing like it"
+)
 
 
 class MagnitudeEdgeRegressor(nn.Module):
@@ -106,6 +111,7 @@ class MagnitudeEdgeRegressor(nn.Module):
     running_mean: Tensor
     running_var: Tensor
 
+    @_LESS
     def __init__(
         self,
         model: nn.Module,
@@ -268,6 +274,7 @@ class MagnitudeEdgeRegressor(nn.Module):
         """(N, N) scores of all pairs, source by target, by `score_mode`."""
         return SCORES[self.score_mode](self.W.detach())
 
+    @_LESS
     def evaluate(self, *, exclude_self: bool = True) -> pd.DataFrame:
         """Score every ordered pair of function nodes.
 
