@@ -61,7 +61,12 @@ TESTS = {
     "gsnn/optim/staging.py": ["test_complete.py", "test_verify.py"],
     "gsnn/optim/verify.py": ["test_verify.py", "test_edge_cases.py"],
     "gsnn/optim/walks.py": ["test_walks.py", "test_kge.py"],
-    "gsnn/train/_lots.py": ["test_fit_side_by_side.py", "test_callbacks.py", "test_resume.py"],
+    "gsnn/train/_lots.py": [
+        "test_fit_side_by_side.py",
+        "test_callbacks.py",
+        "test_checkpoint.py",
+        "test_resume.py",
+    ],
     "gsnn/train/callbacks.py": ["test_callbacks.py"],
     "gsnn/train/defaults.py": ["test_suggestion.py", "test_stopping.py"],
     "gsnn/train/history.py": ["test_train.py"],
@@ -73,7 +78,12 @@ TESTS = {
         "test_rows.py",
     ],
     "gsnn/train/resume.py": ["test_checkpoint.py", "test_resume.py"],
-    "gsnn/train/rules.py": ["test_train_oracle.py", "test_train.py", "test_callbacks.py"],
+    "gsnn/train/rules.py": [
+        "test_train_oracle.py",
+        "test_train.py",
+        "test_callbacks.py",
+        "test_checkpoint.py",
+    ],
     "gsnn/train/side_by_side.py": ["test_fit_side_by_side.py", "test_callbacks.py"],
     "gsnn/train/tables.py": [
         "test_train_oracle.py",

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from gsnn import io
 from gsnn.models.GSNN import GSNN
-from gsnn.train import fit, predict
+from gsnn.train import fit, fit_side_by_side, predict
 from gsnn.train.resume import check_same_run
 
 OPTIONS: dict[str, Any] = {"epochs": 6, "batch_size": 8, "lr": 0.02, "seed": 1, "verbose": False}
@@ -257,11 +257,30 @@ def test_a_missing_folder_is_noticed_before_any_work(table, tmp_path):
     assert fuse.calls == 0
 
 
-def test_a_loss_that_exploded_leaves_no_checkpoint(table, path):
-    options: dict[str, Any] = OPTIONS | {"lr": 1e30, "schedule": "constant", "epochs": 9}
-    with pytest.raises(FloatingPointError, match="the initial weights were put back"):
-        fit(small_model(), *table, checkpoint_path=path, **options)
-    assert not path.exists()
+class Explosive:
+    """A loss that is infinite from its n-th call on, and notes whether there was a checkpoint then."""
+
+    def __init__(self, path, at):
+        self.path, self.left, self.seen = path, at, False
+
+    def __call__(self, yhat, y):
+        self.left -= 1
+        if self.left == 0:
+            self.seen = self.path.exists()
+        return torch.nn.functional.mse_loss(yhat, y) * (1.0 if self.left > 0 else math.inf)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_loss_that_exploded_leaves_no_checkpoint(table, path, together):
+    model, (x, y) = small_model(), table
+    crit, y = Explosive(path, at=15), np.nan_to_num(y)
+    options: dict[str, Any] = {k: v for k, v in OPTIONS.items() if k != "seed"} | {"crit": crit}
+    with pytest.raises(FloatingPointError, match="in epoch 3 of 6"):
+        if together:
+            fit_side_by_side([model], [(x, y)], seeds=[1], checkpoint_path=path, **options)
+        else:
+            fit(model, x, y, seed=1, checkpoint_path=path, **options)
+    assert crit.seen and not path.exists()
 
 
 @pytest.mark.parametrize(

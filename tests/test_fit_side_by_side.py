@@ -171,6 +171,59 @@ def test_an_interrupted_fit_goes_on(tmp_path, monkeypatch, steps, most):
         fit_side_by_side(networks(dropout=0.2), data, lr=0.5, **options)
 
 
+def test_the_best_weights_and_statistics_outlast_an_interruption(tmp_path):
+    """The best epoch lies before it, and none after it is as good; norm 'batch' has running statistics."""
+    data = tables((40, 40))
+    options: dict[str, Any] = {
+        **{"seeds": [1, 2], "epochs": 8, "batch_size": 8, "lr": 0.05, "verbose": False},
+        "validation": [(x, -y) for x, y in tables((13, 13))],
+    }
+    whole_models = networks(n=2, norm="batch")
+    expected = fit_side_by_side(whole_models, data, **options)
+    assert max(history.best_epoch for history in expected) < 4
+    options["checkpoint_path"] = tmp_path / "fit.safetensors"
+
+    def killed(state):
+        if state.epoch == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit_side_by_side(networks(n=2, norm="batch"), data, callbacks=[killed], **options)
+    models = networks(n=2, norm="batch")
+    assert fit_side_by_side(models, data, **options) == expected
+    for model, other in zip(models, whole_models, strict=True):
+        assert all(torch.equal(value, model.state_dict()[k]) for k, value in other.state_dict().items())
+
+
+def test_a_log_has_the_losses_of_the_first_network(tmp_path, capsys):
+    options: dict[str, Any] = {"seeds": [1, 2], "batch_size": 8, "validation": [tables((13,))[0]] * 2}
+    path = tmp_path / "fit.safetensors"
+    first, _ = fit_side_by_side(networks(n=2), tables((40, 40)), epochs=4, checkpoint_path=path, **options)
+    lines = [
+        f"epochs: {k} of 4 ({25 * k}%), train {train:.4g}, val {val:.4g}"
+        for k, train, val in zip(range(1, 5), first.train_loss, first.val_loss, strict=True)
+    ]
+    assert capsys.readouterr().err.splitlines() == lines
+    path.unlink()
+
+    def killed(state):
+        if state.epoch == 3 and state.member == 0:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit_side_by_side(
+            networks(n=2),
+            tables((40, 40)),
+            **{"epochs": 4, "checkpoint_path": path, "callbacks": [killed], "verbose": False},
+            **options,
+        )
+    assert capsys.readouterr().err == ""
+    fit_side_by_side(
+        networks(n=2), tables((40, 40)), epochs=4, checkpoint_path=path, verbose="again", **options
+    )
+    assert capsys.readouterr().err.splitlines() == [line.replace("epochs", "again") for line in lines[2:]]
+
+
 def test_a_checkpoint_of_another_scaling_is_refused(tmp_path):
     path, data = tmp_path / "fit.safetensors", tables((20,))
     options: dict[str, Any] = {"seeds": [0], "epochs": 2, "verbose": False, "checkpoint_path": path}

@@ -383,6 +383,7 @@ def test_the_defaults_of_fit_are_those_that_are_documented():
     )
     assert (default["schedule"], default["standardize"], default["restore_best"]) == ("cosine", False, True)
     assert (default["seed"], default["patience"], default["checkpoint_every"]) == (None, None, 1)
+    assert inspect.signature(predict).parameters["batch_size"].default == 1024
 
 
 def test_history_as_a_table():

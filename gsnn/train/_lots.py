@@ -92,9 +92,8 @@ class Lot:
         groups: dict[int, list[torch.Tensor]] = {}  # equal learning rates at all times: one call
         for member, flat in zip(members, self.side.weights, strict=True):
             groups.setdefault(member.n_steps, []).append(flat)
-        self.opt = torch.optim.AdamW(
+        self.opt = torch.optim.AdamW(  # the rates are set before each step
             [{"params": flats, "n_steps": n_steps} for n_steps, flats in groups.items()],
-            lr=self.settings.lr,
             weight_decay=self.settings.weight_decay,
             fused=self.side.weights[0].device.type in ("cpu", "cuda"),
         )
@@ -159,7 +158,7 @@ class Lot:
         """What is trained are copies: a term of the models' own parameters would be without effect."""
         for member, loss in zip(self.active, losses, strict=True):
             own = [p for p in member.model.parameters() if p.requires_grad]
-            found = torch.autograd.grad(loss, own, retain_graph=True, allow_unused=True)
+            found = torch.autograd.grad(loss, own, allow_unused=True)
             if any(grad is not None for grad in found):
                 raise ValueError(
                     "crit must be a loss of the predictions alone where models train side by side, got one "

@@ -199,9 +199,8 @@ class _Training:
         self.seed, self.rng, self.checkpoint = seed, rng, checkpoint
         self.device = params[0].device
         self.n_batches = math.ceil(len(tables.x) / settings.batch_size)
-        self.opt = torch.optim.AdamW(
+        self.opt = torch.optim.AdamW(  # the rate is set before each step
             params,
-            lr=settings.lr,
             weight_decay=settings.weight_decay,
             fused=self.device.type in ("cpu", "cuda"),
         )
