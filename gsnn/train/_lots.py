@@ -41,8 +41,8 @@ class Member:
     n_batches: int
     epochs: int
     done: Progress
-    order: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-    total: float = 0.0
+    order: torch.Tensor = field(init=False)  # of the samples in this epoch
+    total: float = field(init=False)  # loss so far in it
     best: tuple[torch.Tensor, torch.Tensor | None] | None = None
     finished: bool = False
 
