@@ -101,6 +101,20 @@ def test_each_ends_where_fit_alone_would_take_it(case):
         np.testing.assert_allclose(predict(model, x), predict(other, x), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("gaps", [(), (1,), (0, 1)])
+def test_batches_of_one_size_with_and_without_gaps(gaps):
+    models, data = networks(n=2), tables((40, 40))
+    for k in gaps:
+        data[k][1][3:9, 1] = np.nan
+    alone = copy.deepcopy(models)
+    options: dict[str, Any] = {"epochs": 3, "batch_size": 8, "lr": 0.01, "verbose": False}
+    histories = fit_side_by_side(models, data, seeds=[7, 8], **options)
+    expected = [
+        fit(model, *d, seed=seed, **options) for model, d, seed in zip(alone, data, [7, 8], strict=True)
+    ]
+    assert_same(models, histories, alone, expected)
+
+
 def test_each_for_as_many_epochs_as_asked_for():
     models, data, lengths = networks(dropout=0.2), tables(), [4, 2, 5]
     alone = copy.deepcopy(models)
