@@ -77,7 +77,7 @@ TESTS = {
         "test_checkpoint.py",
         "test_rows.py",
     ],
-    "gsnn/train/resume.py": ["test_checkpoint.py", "test_resume.py"],
+    "gsnn/train/resume.py": ["test_checkpoint.py", "test_train.py", "test_resume.py"],
     "gsnn/train/rules.py": [
         "test_train_oracle.py",
         "test_train.py",
