@@ -13,7 +13,7 @@ NEWEST := .venv-newest
 OLDEST_WARNINGS := -W 'ignore:You are using `torch.load` with:FutureWarning' \
 	-W 'ignore:`torch.cpu.amp.autocast(:FutureWarning'
 
-.PHONY: demo test oldest newest coverage scatter lint tutorials docs mutation kills sanitize fuzz bench wheel clean
+.PHONY: demo test repeats oldest newest coverage scatter lint tutorials docs mutation kills sanitize fuzz bench wheel clean
 
 $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard gsnn/kernels/csrc/*.[ch])
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,12 @@ demo: $(STAMP)  ## train on an embedded simulated data set, complete its graph a
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto
+
+# Some other work beside it makes it find more.
+REPEATS ?= 20
+repeats: $(STAMP)  ## the tests so many times, by four workers: does any fail now and then?
+	@passed=0; for k in $$(seq $(REPEATS)); do $(BIN)/python -m pytest -n 4 && passed=$$((passed + 1)); done; \
+		echo "$$passed of $(REPEATS) passed"; test $$passed -eq $(REPEATS)
 
 oldest: $(OLDEST)/.installed  ## the tests with the oldest supported version of every dependency
 	$(OLDEST)/bin/python -m pytest -n auto $(OLDEST_WARNINGS)
